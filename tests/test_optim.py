@@ -1,0 +1,428 @@
+"""The optimisers against loops written from the papers, in NumPy float64.
+
+The loops know nothing of optax: they go through a flat dict of path -> array.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vit_jax import optim
+from vit_jax.errors import UserError
+
+STEPS, WARMUP, PEAK, END, CLIP, DECAY = 20, 4, 0.02, 0.001, 3.0, 0.3
+SHAPES = {
+    "cls": (1, 1, 40),
+    "embedding/kernel": (3, 3, 3, 40),
+    "embedding/bias": (40,),
+    "Transformer/posembed_input/pos_embedding": (1, 5, 40),
+    "Transformer/encoderblock_0/LayerNorm_0/scale": (40,),
+    "Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel": (
+        40,
+        4,
+        36,
+    ),
+    "Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel": (40, 48),
+    "head/kernel": (40, 10),
+    "head/bias": (10,),
+}
+Flat = dict[str, np.ndarray]
+Precondition = Callable[[str, np.ndarray, int], np.ndarray]
+
+
+def nested(flat: Flat) -> dict:
+    tree: dict = {}
+    for path, value in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = jnp.asarray(value, jnp.float32)
+    return tree
+
+
+def flattened(tree: Any) -> Flat:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(k.key for k in path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def draw(seed: int, scale: float = 1.0) -> Flat:
+    rng = np.random.default_rng(seed)
+    return {
+        path: (scale * rng.normal(size=shape)).astype(np.float32)
+        for path, shape in SHAPES.items()
+    }
+
+
+PARAMS = draw(0)
+# Norms from far below CLIP to far above it.
+GRADS = [draw(1 + i, scale=0.01 * 1.3**i) for i in range(STEPS)]
+
+
+def cosine(step: int) -> float:
+    if step < WARMUP:
+        return PEAK * step / WARMUP
+    progress = (step - WARMUP) / (STEPS - WARMUP)
+    return END + (PEAK - END) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def adamw(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Precondition:
+    m, v = {}, {}
+
+    def precondition(path: str, g: np.ndarray, t: int) -> np.ndarray:
+        m[path] = b1 * m.get(path, 0) + (1 - b1) * g
+        v[path] = b2 * v.get(path, 0) + (1 - b2) * g**2
+        return m[path] / (1 - b1**t) / (np.sqrt(v[path] / (1 - b2**t)) + eps)
+
+    return precondition
+
+
+def sgd(momentum: float = 0.9, nesterov: bool = False) -> Precondition:
+    m = {}
+
+    def precondition(path: str, g: np.ndarray, t: int) -> np.ndarray:
+        m[path] = momentum * m.get(path, 0) + g
+        return g + momentum * m[path] if nesterov else m[path]
+
+    return precondition
+
+
+def lion(b1: float = 0.9, b2: float = 0.99) -> Precondition:
+    m = {}
+
+    def precondition(path: str, g: np.ndarray, t: int) -> np.ndarray:
+        old = m.get(path, 0)
+        m[path] = b2 * old + (1 - b2) * g
+        return np.sign(b1 * old + (1 - b1) * g)
+
+    return precondition
+
+
+def adafactor(
+    b1: float = 0.9,
+    b2: float = 0.999,
+    decay_rate: float = 0.8,
+    eps: float = 1e-30,
+    clipping_threshold: float = math.inf,
+    min_dim_size_to_factor: int = 32,
+) -> Precondition:
+    """Algorithms 4 and 5 of 1804.04235 with what 2106.04560 changes."""
+    rows, cols, full, m = {}, {}, {}, {}
+
+    def precondition(path: str, g: np.ndarray, t: int) -> np.ndarray:
+        b2_t = min(b2, 1 - t**-decay_rate)
+        square = g**2 + eps
+        i, j = sorted(np.argsort(g.shape)[-2:]) if g.ndim > 1 else (0, 0)
+        if g.ndim > 1 and min(g.shape[i], g.shape[j]) >= min_dim_size_to_factor:
+            # R = sum over columns, C = sum over rows, V = R C / sum(R)
+            r = square.sum(axis=j, keepdims=True)
+            c = square.sum(axis=i, keepdims=True)
+            rows[path] = b2_t * rows.get(path, 0) + (1 - b2_t) * r
+            cols[path] = b2_t * cols.get(path, 0) + (1 - b2_t) * c
+            v = rows[path] * cols[path] / rows[path].sum(axis=i, keepdims=True)
+        else:
+            full[path] = v = b2_t * full.get(path, 0) + (1 - b2_t) * square
+        u = g / np.sqrt(v)
+        u = u / max(1.0, np.sqrt(np.mean(u**2)) / clipping_threshold)
+        m[path] = b1 * m.get(path, 0) + (1 - b1) * u
+        return m[path]
+
+    return precondition
+
+
+def reference(
+    precondition: Precondition,
+    *,
+    decays: dict[str, float],
+    lr_scales: dict[str, float],
+    learning_rate: Callable[[int], float] = cosine,
+    clip: float = CLIP,
+) -> Flat:
+    params = {path: p.astype(np.float64) for path, p in PARAMS.items()}
+    trained = [path for path in params if lr_scales[path] > 0]
+    for step, grads in enumerate(GRADS):
+        g64 = {path: grads[path].astype(np.float64) for path in trained}
+        norm = np.sqrt(sum(np.sum(g**2) for g in g64.values()))
+        for path, g in g64.items():
+            u = precondition(path, g * min(1.0, clip / norm), step + 1)
+            u = u + decays[path] * params[path]
+            params[path] = params[path] - learning_rate(step) * lr_scales[path] * u
+    return params
+
+
+def trained(
+    keys: dict, *, start: tuple[Flat, Any] | None = None, steps: slice = slice(None)
+) -> tuple[Flat, Any]:
+    """Parameters and optimiser state after some of the STEPS."""
+    params = nested(start[0] if start else PARAMS)
+    tx, _ = optim.make(params, STEPS, **keys)
+    state = start[1] if start else tx.init(params)
+
+    @jax.jit
+    def update(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for grads in GRADS[steps]:
+        params, state = update(params, state, nested(grads))
+    return flattened(params), state
+
+
+ALL_ON = {
+    "learning_rate": PEAK,
+    "schedule": "cosine",
+    "warmup_steps": WARMUP,
+    "end_learning_rate": END,
+    "clip_norm": CLIP,
+    "weight_decay": DECAY,
+    "decay_multipliers": (("head/.*", 2.0), (".*/kernel", 1.0), ("cls", 0.5)),
+    "lr_multipliers": (("embedding/.*", 0.0), ("Transformer/.*", 0.25)),
+}
+ALL_ON_DECAYS = {
+    path: DECAY
+    * (
+        2.0
+        if path.startswith("head/")
+        else 1.0
+        if path.endswith("/kernel")
+        else 0.5
+        if path == "cls"
+        else 0.0
+    )
+    for path in SHAPES
+}
+ALL_ON_LR_SCALES = {
+    path: {"embedding": 0.0, "Transformer": 0.25}.get(path.split("/")[0], 1.0)
+    for path in SHAPES
+}
+KINDS = [
+    ("adamw", {}, adamw),
+    ("adamw", {"b1": 0.8, "b2": 0.95, "eps": 1e-3}, adamw),
+    ("sgd", {}, sgd),
+    ("sgd", {"momentum": 0.7, "nesterov": True}, sgd),
+    ("sgd", {"momentum": 0.0}, sgd),
+    ("lion", {}, lion),
+    ("lion", {"b1": 0.7, "b2": 0.8}, lion),
+    ("adafactor", {}, adafactor),
+    ("adafactor", {"b1": 0.5, "b2": 0.7, "decay_rate": 0.5, "eps": 1e-4}, adafactor),
+    (
+        "adafactor",
+        {"clipping_threshold": 0.5, "min_dim_size_to_factor": 45},
+        adafactor,
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "keys", "loop"), KINDS)
+def test_twenty_steps_equal_the_loop(name: str, keys: dict, loop: Callable) -> None:
+    actual, _ = trained({"name": name, **keys, **ALL_ON})
+    expected = reference(loop(**keys), decays=ALL_ON_DECAYS, lr_scales=ALL_ON_LR_SCALES)
+    for path in SHAPES:
+        scale = np.abs(expected[path]).max()
+        np.testing.assert_allclose(
+            actual[path], expected[path], rtol=1e-6, atol=1e-6 * scale, err_msg=path
+        )
+
+
+def test_the_gradients_are_on_both_sides_of_the_clip() -> None:
+    norms = [math.sqrt(sum(np.sum(g**2) for g in grads.values())) for grads in GRADS]
+    assert norms[0] < CLIP / 2
+    assert norms[-1] > CLIP * 2
+
+
+def test_by_default_kernels_decay_and_nothing_else() -> None:
+    params = nested(PARAMS)
+    tx, _ = optim.make(
+        params, STEPS, learning_rate=0.1, schedule="constant", weight_decay=0.5
+    )
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = jax.jit(tx.update)(zeros, tx.init(params), params)
+    for path, update in flattened(updates).items():
+        expected = -0.05 * PARAMS[path] * path.endswith("/kernel")
+        np.testing.assert_allclose(update, expected, rtol=1e-6, err_msg=path)
+
+
+def test_frozen_parameters_stay_and_have_no_moments() -> None:
+    after, state = trained({**ALL_ON, "name": "adamw"})
+    for path in SHAPES:
+        same = np.array_equal(after[path], PARAMS[path])
+        assert same == path.startswith("embedding/"), path
+    names = state_paths(state)
+    assert any(name.endswith("mu/head/kernel") for name in names)
+    assert not any("embedding/" in name for name in names)
+
+
+def state_paths(state: Any) -> list[str]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    keystr = jax.tree_util.keystr
+    return [keystr(path, simple=True, separator="/") for path, _ in leaves]
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_state_paths_end_in_the_path_of_the_parameter(name: str) -> None:
+    _, state = trained(
+        {**ALL_ON, "name": name, "lr_multipliers": ()}, steps=slice(0, 1)
+    )
+    for path in state_paths(state):
+        is_moment = any(path.endswith(f"/{parameter}") for parameter in SHAPES)
+        assert is_moment or path.endswith("/count"), path
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_the_state_is_all_there_is(name: str) -> None:
+    """Ten steps, the state written to bytes, ten more by a new optimiser."""
+    keys = {**ALL_ON, "name": name}
+    params, state = trained(keys, steps=slice(0, 10))
+    leaves, structure = jax.tree.flatten(state)
+    written = [(x.shape, x.dtype, np.asarray(x).tobytes()) for x in leaves]
+    read = [jnp.asarray(np.frombuffer(b, t).reshape(n)) for n, t, b in written]
+
+    start = (params, jax.tree.unflatten(structure, read))
+    resumed, _ = trained(keys, start=start, steps=slice(10, STEPS))
+    whole, _ = trained(keys)
+    for path in SHAPES:
+        np.testing.assert_array_equal(resumed[path], whole[path], err_msg=path)
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_first_moments_can_be_bfloat16(name: str) -> None:
+    keys = {**ALL_ON, "name": name, "lr_multipliers": ()}
+    exact, _ = trained(keys)
+    after, state = trained({**keys, "moment_dtype": "bfloat16"})
+    first = ("mu/", "trace/", "ema/")
+    for path, leaf in zip(state_paths(state), jax.tree.leaves(state), strict=True):
+        if not path.endswith("count"):
+            is_first = any(f"/{kind}" in f"/{path}" for kind in first)
+            assert leaf.dtype == (jnp.bfloat16 if is_first else jnp.float32), path
+    start, exact, after = (
+        np.concatenate([flat[path].ravel() for path in SHAPES])
+        for flat in (PARAMS, exact, after)
+    )
+    # Not zero: the dtype is used. Lion takes the sign of what is rounded.
+    error = np.linalg.norm(after - exact) / np.linalg.norm(exact - start)
+    assert 0 < error < (0.1 if name == "lion" else 0.01)
+
+
+def test_shapes_are_enough_to_make_it() -> None:
+    params = nested(PARAMS)
+    tx, _ = optim.make(jax.eval_shape(lambda: params), STEPS, **ALL_ON)
+    abstract = jax.eval_shape(tx.init, params)
+    concrete = tx.init(params)
+    assert jax.tree.structure(abstract) == jax.tree.structure(concrete)
+
+
+def test_returns_the_schedule_that_it_follows() -> None:
+    _, schedule = optim.make(nested(PARAMS), STEPS, **ALL_ON)
+    actual = [float(schedule(step)) for step in range(STEPS + 1)]
+    expected = [cosine(step) for step in range(STEPS + 1)]
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"name": "adam"}, "adamw, sgd, adafactor, lion"),
+        ({"name": "adamw", "momentum": 0.9}, "momentum: not read .* b1, b2, eps"),
+        ({"name": "adamw", "nesterov": False}, "nesterov: not read"),
+        ({"name": "sgd", "b1": 0.9, "eps": 1e-8}, "b1, eps: not read"),
+        ({"name": "lion", "eps": 1e-8}, "eps: not read"),
+        ({"name": "adafactor", "momentum": 0.9}, "momentum: not read"),
+        ({"name": "sgd", "momentum": 0.0, "nesterov": True}, "keeps no moments"),
+        (
+            {"name": "sgd", "momentum": 0.0, "moment_dtype": "bfloat16"},
+            "keeps no moments",
+        ),
+        (
+            {"name": "adafactor", "b1": 0.0, "moment_dtype": "bfloat16"},
+            "keeps no momentum",
+        ),
+        ({"b1": 1.0}, r"b1 must be in \[0, 1\)"),
+        ({"eps": 0.0}, "eps must be positive"),
+        ({"clip_norm": 0.0}, "clip_norm must be positive"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
+        ({"decay_multipliers": ((".*", 1.0),)}, "weight_decay is 0"),
+        ({"lr_multipliers": ((".*", 0.0),)}, "freezes every parameter"),
+        ({"lr_multipliers": ((".*", -1.0),)}, "must be >= 0"),
+        ({"lr_multipliers": (("(", 1.0),)}, "not a regular expression"),
+        (
+            {"lr_multipliers": (("head/kernl", 1.0),)},
+            '"head/kernl" matches no parameter.* such as: head/kernel',
+        ),
+        (
+            {"lr_multipliers": (("head", 1.0),)},
+            "must match a whole path, such as: head/",
+        ),
+        (
+            {"lr_multipliers": ((".*", 0.5), ("head/.*", 1.0))},
+            '"head/.*" matches is matched by patterns before it',
+        ),
+        (
+            {"weight_decay": 0.1, "decay_multipliers": ((".*/kernels", 1.0),)},
+            'decay_multipliers: ".*/kernels" matches no parameter',
+        ),
+        ({"schedule": "linear", "timescale": 10}, "timescale=10 is read only by"),
+        ({"warmup_steps": 30}, "warmup_steps=30, but total_steps=20"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(keys: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        optim.make(nested(PARAMS), STEPS, **keys)
+
+
+@pytest.mark.crosscheck
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("adamw", {}),
+        ("adamw", {"b1": 0.8, "b2": 0.95, "eps": 1e-3}),
+        ("sgd", {}),
+        ("sgd", {"momentum": 0.7, "nesterov": True}),
+    ],
+)
+def test_twenty_steps_equal_torch(name: str, keys: dict) -> None:
+    torch = pytest.importorskip("torch")
+    decay = DECAY if name == "adamw" else 0.0  # torch's SGD has another weight decay
+    params = {
+        path: torch.nn.Parameter(torch.from_numpy(p.copy()))
+        for path, p in PARAMS.items()
+    }
+    groups = [
+        {
+            "params": [p],
+            "scale": ALL_ON_LR_SCALES[path],
+            "weight_decay": decay * path.endswith("/kernel"),
+        }
+        for path, p in params.items()
+        if ALL_ON_LR_SCALES[path]
+    ]
+    if name == "adamw":
+        betas = (keys.get("b1", 0.9), keys.get("b2", 0.999))
+        optimizer = torch.optim.AdamW(groups, betas=betas, eps=keys.get("eps", 1e-8))
+    else:
+        optimizer = torch.optim.SGD(
+            groups,
+            lr=1.0,
+            momentum=keys.get("momentum", 0.9),
+            nesterov=keys.get("nesterov", False),
+        )
+    in_groups = [group["params"][0] for group in optimizer.param_groups]
+    for step, grads in enumerate(GRADS):
+        for path, p in params.items():
+            p.grad = torch.from_numpy(grads[path].copy())
+        torch.nn.utils.clip_grad_norm_(in_groups, CLIP)
+        for group in optimizer.param_groups:
+            group["lr"] = cosine(step) * group["scale"]
+        optimizer.step()
+
+    overrides = {"weight_decay": decay, "decay_multipliers": None}
+    actual, _ = trained({"name": name, **keys, **ALL_ON, **overrides})
+    for path, p in params.items():
+        np.testing.assert_allclose(
+            actual[path], p.detach().numpy(), rtol=2e-6, atol=2e-6, err_msg=path
+        )
