@@ -1,0 +1,157 @@
+"""A file of one JSON object a line: metrics.jsonl."""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from vit_jax.errors import UserError
+
+Scalar = float | int | np.number | np.ndarray | jax.Array
+
+
+class JsonLines:
+    """A file of one JSON object a line, each with its step.
+
+    On a local disk a line is appended when it is written, so that a kill of the
+    process loses none, and `flush` makes the lines survive a crash of the machine.
+    Object stores cannot append: there the lines are kept in memory and `flush` writes
+    the whole file, in one piece; a kill loses the lines since the last flush.
+
+    JSON has no NaN or infinity: they are written as the strings "NaN", "Infinity" and
+    "-Infinity", which `float` reads back.
+    """
+
+    def __init__(self, path: epath.Path, *, restored_step: int | None):
+        """Opens the file and drops the lines that the run is going to write again.
+
+        Args:
+            path: The file; it need not exist.
+            restored_step: Lines of later steps are dropped, and so is what is not a
+                whole line (a kill may leave half of one). None drops all lines.
+
+        Raises:
+            UserError: The file cannot be written.
+        """
+        self._path = path
+        self._file: int | None = None  # A descriptor: unbuffered, one write a line.
+        self._lines = self._kept(restored_step)
+        self._write_whole()
+        if not _is_remote(path):
+            with user_errors(path):
+                self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+
+    def write(self, step: int, scalars: Mapping[str, Scalar]) -> None:
+        """Appends `{"step": step, ...}`, names sorted after the step."""
+        line = encode(step, scalars) + "\n"
+        if self._file is None:
+            self._lines.append(line)
+            return
+        data = line.encode()
+        with user_errors(self._path):
+            while data:
+                data = data[os.write(self._file, data) :]
+
+    def flush(self) -> None:
+        """Returns when all lines written are durable."""
+        if self._file is None:
+            self._write_whole()
+            return
+        with user_errors(self._path):
+            os.fsync(self._file)
+
+    def close(self) -> None:
+        """Flushes and closes. Nothing may be called after it."""
+        self.flush()
+        if self._file is not None:
+            os.close(self._file)
+
+    def _kept(self, restored_step: int | None) -> list[str]:
+        if restored_step is None or not self._path.exists():
+            return []
+        text = self._path.read_bytes().decode("utf-8", errors="replace")
+        lines = text.splitlines(keepends=True)
+        return [line for line in lines if _step_of(line) <= restored_step]
+
+    def _write_whole(self) -> None:
+        with user_errors(self._path):
+            if _is_remote(self._path):
+                self._path.write_text("".join(self._lines))
+            else:
+                _replace(os.fspath(self._path), "".join(self._lines))
+                self._lines = []
+
+
+def encode(step: int, scalars: Mapping[str, Scalar]) -> str:
+    """One line of metrics.jsonl, without its line break.
+
+    Floats are written with all their digits, so that equal lines mean equal numbers.
+
+    >>> encode(3, {"loss": np.float32(0.5), "examples": 96, "a": float("nan")})
+    '{"step": 3, "a": "NaN", "examples": 96, "loss": 0.5}'
+    """
+    record: dict[str, Any] = {"step": int(step)}
+    for name in sorted(scalars):
+        value = as_number(scalars[name])
+        record[name] = value if math.isfinite(value) else _NON_FINITE[str(value)]
+    return json.dumps(record, allow_nan=False)
+
+
+_NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+
+
+def as_number(value: Scalar) -> float | int:
+    """A scalar of any library as Python's int or float.
+
+    >>> as_number(np.float32(0.25)), as_number(np.int64(3)), as_number(True)
+    (0.25, 3, 1)
+    """
+    # Explicit, for a loop that forbids implicit transfers.
+    array = np.asarray(jax.device_get(value))
+    if array.size != 1:
+        raise ValueError(f"expected a scalar, but the shape is {array.shape}")
+    # bfloat16 is no subtype of np.floating: everything but integers becomes a float.
+    integer = array.dtype == bool or np.issubdtype(array.dtype, np.integer)
+    return int(array.reshape(())) if integer else float(array.reshape(()))
+
+
+def _is_remote(path: epath.PathLike) -> bool:
+    return "://" in os.fspath(path)
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics.jsonl; infinity if it is not a whole line."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _replace(path: str, text: str) -> None:
+    """Puts `text` in the place of a local file: all of it or, after a kill, none."""
+    temporary = f"{path}.tmp"
+    with open(temporary, "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+    # The new name too: else a crash could bring back the old file, without what has
+    # been appended to the new one since.
+    directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
+
+
+@contextlib.contextmanager
+def user_errors(path: epath.PathLike) -> Iterator[None]:
+    """A file that cannot be written is not a defect of the program."""
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"Cannot write {path}: {e.strerror or e}.") from e

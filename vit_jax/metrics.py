@@ -1,0 +1,316 @@
+"""Where numbers go: metrics.jsonl, TensorBoard and the console.
+
+A scalar's name says what it is: `train/...` (or no slash) comes from training,
+`timing/...` varies with the clock, and any other prefix names an evaluation.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import tqdm
+from etils import epath
+
+from vit_jax.errors import UserError
+from vit_jax.jsonlines import JsonLines, Scalar, as_number, user_errors
+
+
+class MetricLogger:
+    """Writes scalars to `metrics.jsonl`, `tensorboard/` and the console.
+
+    Only process 0 writes; elsewhere every method does nothing.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        *,
+        restored_step: int | None,
+        total_steps: int,
+        progress: bool | None = None,
+    ):
+        """Opens the writers; importing TensorFlow for TensorBoard takes seconds.
+
+        Args:
+            workdir: A directory, local or in an object store; made if missing.
+            restored_step: Lines of metrics.jsonl of later steps are dropped; None
+                (a run from scratch) drops all.
+            total_steps: Last step of the run.
+            progress: A progress bar instead of plain lines; None decides by whether
+                stderr is a terminal.
+
+        Raises:
+            UserError: The workdir cannot be written.
+        """
+        self._writer = None
+        if jax.process_index() != 0:
+            return
+        workdir = epath.Path(workdir)
+        with user_errors(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+        lines = JsonLines(workdir / "metrics.jsonl", restored_step=restored_step)
+        self._errors: list[Exception] = []
+        self._writer = _multi_writer(lines, workdir / "tensorboard", self._errors)
+        self._console = Console(
+            total_steps=total_steps,
+            start_step=restored_step or 0,
+            progress=sys.stderr.isatty() if progress is None else progress,
+        )
+
+    def write(self, step: int, scalars: Mapping[str, Scalar]) -> None:
+        """One line of metrics.jsonl, points in TensorBoard, and what a person reads.
+
+        Give all scalars of a step in one call: each call writes a line of its own.
+        """
+        if self._writer is None:
+            return
+        numbers = {name: as_number(value) for name, value in scalars.items()}
+        self._writer.write_scalars(step, numbers)
+        self._raise_errors()
+        self._console.write(step, numbers)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Texts (Markdown) for TensorBoard, such as the config."""
+        if self._writer is not None:
+            self._writer.write_texts(step, texts)
+            self._raise_errors()
+
+    def print(self, message: str) -> None:
+        """A line on the console, above the progress bar if there is one."""
+        if self._writer is not None:
+            self._console.print(message)
+
+    def flush(self) -> None:
+        """Returns when what was written is durable.
+
+        Called before the checkpoint of a step is committed, so that no checkpoint
+        lacks its lines.
+        """
+        if self._writer is not None:
+            self._writer.flush()
+            self._raise_errors()
+
+    def close(self) -> None:
+        """Flushes and closes everything; a second call does nothing."""
+        if self._writer is None:
+            return
+        self._console.close()
+        writer, self._writer = self._writer, None
+        writer.close()
+        self._raise_errors()
+
+    def _raise_errors(self) -> None:
+        """Those of TensorBoard's thread, met in an earlier call or in this one."""
+        for error in self._errors:
+            if not type(error).__module__.startswith("tensorflow."):
+                raise error
+            # "{{function_node ...}} FILE; No space left on device", and more lines.
+            reason = re.sub(r"^\{\{.*?\}\} ", "", str(error)).splitlines()[0]
+            raise UserError(f"Cannot write TensorBoard's files: {reason}.") from error
+
+
+def _multi_writer(
+    lines: JsonLines, tensorboard_dir: epath.Path, errors: list[Exception]
+) -> Any:
+    """A clu writer to both, TensorBoard's in a thread of its own.
+
+    What goes wrong in that thread is put into `errors`, after which it writes no more.
+    """
+    # Here, not above: it imports TensorFlow, and errors of the user come before that.
+    from clu import metric_writers
+
+    class JsonLinesWriter(metric_writers.MultiWriter):
+        """Writes scalars and ignores the rest, as a MultiWriter over nothing does."""
+
+        def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+            lines.write(step, scalars)
+
+        def flush(self) -> None:
+            lines.flush()
+
+        def close(self) -> None:
+            lines.close()
+
+    class SummaryWriter(metric_writers.SummaryWriter):
+        """Lets no error out: clu would print a traceback for each line after it."""
+
+        def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+            self._try(super().write_scalars, step, scalars)
+
+        def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+            self._try(super().write_texts, step, texts)
+
+        def flush(self) -> None:
+            self._try(super().flush)
+
+        def close(self) -> None:
+            self._try(super().close)
+
+        def _try(self, write: Callable[..., None], *args: Any) -> None:
+            try:
+                if not errors:
+                    write(*args)
+            except Exception as e:
+                errors.append(e)
+
+    summaries = SummaryWriter(os.fspath(tensorboard_dir))
+    return metric_writers.MultiWriter(
+        [JsonLinesWriter([]), metric_writers.AsyncWriter(summaries)]
+    )
+
+
+class Console:
+    """A progress bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, *, total_steps: int, start_step: int, progress: bool):
+        self._total_steps = total_steps
+        self._bar = None
+        if progress:
+            self._bar = tqdm.tqdm(
+                total=total_steps,
+                initial=start_step,
+                unit="step",
+                dynamic_ncols=True,
+                bar_format="{percentage:3.0f}% |{bar}| {n}/{total}{postfix}",
+            )
+
+    def write(self, step: int, scalars: Mapping[str, float | int]) -> None:
+        """One line (or the bar) for training, and a line for each evaluation."""
+        train, evals = split_by_source(scalars)
+        line = training_line(train)
+        if self._bar is not None:
+            if line:
+                self._bar.set_postfix_str(line, refresh=False)
+            self._bar.update(step - self._bar.n)
+            self._bar.refresh()
+        elif line:
+            self.print(f"{self._at(step)} {line}")
+        for name, values in evals.items():
+            self.print(f"{self._at(step)} {name}: {format_scalars(values)}")
+
+    def print(self, message: str) -> None:
+        if self._bar is None:
+            print(message, flush=True)
+        else:
+            self._bar.write(message)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _at(self, step: int) -> str:
+        return f"step {step}/{self._total_steps} ({100 * step // self._total_steps}%)"
+
+
+def split_by_source(
+    scalars: Mapping[str, float],
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Scalars of training (`train/` removed), and those of each evaluation.
+
+    >>> split_by_source({"train/loss": 2, "timing/eta_s": 9, "test/accuracy": 0.5})
+    ({'loss': 2, 'timing/eta_s': 9}, {'test': {'accuracy': 0.5}})
+    """
+    train: dict[str, float] = {}
+    evals: dict[str, dict[str, float]] = {}
+    for name, value in scalars.items():
+        name = name.removeprefix("train/")
+        source, _, rest = name.partition("/")
+        if rest and source != "timing":
+            evals.setdefault(source, {})[rest] = value
+        else:
+            train[name] = value
+    return train, evals
+
+
+def training_line(scalars: Mapping[str, float]) -> str:
+    """What a person wants to see of a training step.
+
+    >>> training_line({"loss": 1.25, "learning_rate": 1e-3, "grad_norm": 0.7,
+    ...                "timing/images_per_s": 1234.2, "timing/eta_s": 62.4})
+    'loss 1.25 lr 0.001 1,234 img/s eta 0:01:02'
+    """
+    shown = {
+        "loss": lambda x: f"loss {x:.4g}",
+        "learning_rate": lambda x: f"lr {x:.3g}",
+        "timing/images_per_s": lambda x: (
+            f"{x:,.0f} img/s" if x >= 10 else f"{x:.2g} img/s"
+        ),
+        "timing/eta_s": lambda x: f"eta {format_seconds(x)}",
+    }
+    return " ".join(show(scalars[k]) for k, show in shown.items() if k in scalars)
+
+
+def format_scalars(scalars: Mapping[str, float | str]) -> str:
+    """Names and values on one line; values may be strings of metrics.jsonl.
+
+    >>> format_scalars({"loss": 0.31234567, "accuracy": "NaN", "examples": 2000})
+    'accuracy nan examples 2,000 loss 0.3123'
+    """
+    return " ".join(
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {float(value):.4g}"
+        for name, value in sorted(scalars.items())
+    )
+
+
+def format_seconds(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> format_seconds(3661.2), format_seconds(90061)
+    ('1:01:01', '25:01:01')
+    """
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}"
+
+
+def print_summary(
+    *,
+    step: int,
+    results: Mapping[str, Mapping[str, float | str]],
+    seconds: float,
+    places: Mapping[str, str],
+    next_command: str,
+) -> None:
+    """Prints the last words of a run, on process 0.
+
+    Args:
+        step: The last step.
+        results: Scalars of each evaluation.
+        seconds: How long the run took.
+        places: Where things are, by what they are.
+        next_command: What to type next.
+
+    >>> print_summary(step=100, results={"test": {"accuracy": 0.9}}, seconds=62,
+    ...               places={"checkpoints": "/tmp/a/checkpoints"},
+    ...               next_command="tensorboard --logdir /tmp/a")
+    Finished at step 100 after 0:01:02.
+      test         accuracy 0.9
+      checkpoints  /tmp/a/checkpoints
+      try next     tensorboard --logdir /tmp/a
+    """
+    if jax.process_index() != 0:
+        return
+    rows = {name: format_scalars(values) for name, values in results.items()}
+    rows |= {**places, "try next": next_command}
+    width = max(map(len, rows))
+    print(f"Finished at step {step} after {format_seconds(seconds)}.")
+    for name, text in rows.items():
+        print(f"  {name:<{width}}  {text}")
+
+
+def parameter_overview(params: Any) -> str:
+    """A table of the parameters' names, shapes, types and sizes, and their total.
+
+    Takes arrays or ShapeDtypeStructs.
+
+    >>> import jax.numpy as jnp
+    >>> table = parameter_overview({"head": {"kernel": jnp.zeros((2, 3))}})
+    >>> table.splitlines()[-1]
+    'Total: 6 -- 24 bytes'
+    """
+    from clu import parameter_overview as clu_overview
+
+    return clu_overview.get_parameter_overview(params, include_stats=False)
