@@ -1,0 +1,402 @@
+"""Batches as functions of (seed, step), on any rows, threads and workers."""
+
+import hashlib
+import math
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax import data
+from vit_jax.data import sampler
+from vit_jax.errors import UserError
+
+PAD = {"crop": "pad", "padding": 2}
+GOLDEN = {0: "01d7cdddcab09f9d", 7: "a3c748cca40a1898", 1000: "d88cd60286883183"}
+
+
+def mini(**keys: Any) -> data.Dataset:
+    keys = {"image_size": 28, "train": PAD, "eval": {}} | keys
+    return data.make(name="fashion_mnist_mini", **keys)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """28 JPEGs of several sizes, of 2 classes."""
+    root = tmp_path_factory.mktemp("folder")
+    rng = np.random.default_rng(0)
+    for i in range(28):
+        path = root / "train" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = rng.integers(0, 256, (30 + i, 60 - i, 3), np.uint8)
+        Image.fromarray(noise).save(path)
+    return root
+
+
+def of_folder(root: Path, **keys: Any) -> data.Dataset:
+    keys = {"image_size": (24, 32), "train": {}, "eval": {}} | keys
+    return data.make(name="folder", data_dir=str(root), **keys)
+
+
+def batch(dataset, step, *, batch_size=32, seed=3, rows=None):
+    batches = dataset.train_batches(
+        batch_size=batch_size,
+        seed=seed,
+        start_step=step,
+        total_steps=step + 1,
+        rows=rows,
+    )
+    (only,) = batches
+    return only
+
+
+def digest(batch):
+    """Of names, types, shapes and bytes."""
+    parts = hashlib.sha256()
+    for key in sorted(batch):
+        parts.update(f"{key} {batch[key].dtype} {batch[key].shape}".encode())
+        parts.update(np.ascontiguousarray(batch[key]).tobytes())
+    return parts.hexdigest()[:16]
+
+
+def test_shapes_and_types():
+    got = batch(mini(), 0)
+    assert {k: (v.shape, v.dtype.name) for k, v in got.items()} == {
+        "image": ((32, 28, 28, 3), "uint8"),
+        "label": ((32,), "int32"),
+        "mask": ((32,), "bool"),
+    }
+    assert got["mask"].all()
+
+
+def test_golden_batches():
+    """Of images that nothing has decoded or resized: an interface, as in sampler."""
+    got = {step: digest(batch(mini(), step)) for step in (0, 7, 1000)}
+    assert got == GOLDEN
+
+
+def test_a_batch_is_what_sampler_and_transform_say():
+    dataset = mini()
+    for step in (0, 249, 250, 1000):  # 250 steps an epoch
+        numbers = np.arange(32 * step, 32 * step + 32)
+        records = sampler.record_numbers(numbers, 8000, seed=3)
+        draws = dataset.train.draw(3, numbers)
+        got = batch(dataset, step)
+        for i, record in enumerate(records.tolist()):
+            image, label = dataset.source.read(record)
+            want = dataset.train(image, (28, 28), draws.row(i))
+            np.testing.assert_array_equal(got["image"][i], want)
+            assert got["label"][i] == label
+
+
+def test_an_epoch_shows_every_example_once_and_batches_straddle_epochs():
+    """Batches of 48 over 8,000 examples: 166 and two thirds to an epoch."""
+    dataset = mini(train={"crop": "none", "flip": False})
+    batches = dataset.train_batches(
+        batch_size=48, seed=0, start_step=0, total_steps=500
+    )
+    images = np.concatenate([b["image"][..., 0] for b in batches])
+    assert len(images) == 3 * 8000
+    source = dataset.source
+
+    def as_a_set(images):
+        return np.sort([hashlib.md5(image.tobytes()).digest() for image in images])
+
+    want = as_a_set([source.read(i)[0][..., 0].copy() for i in range(8000)])
+    epochs = images.reshape(3, 8000, 28, 28)
+    for epoch in epochs:
+        np.testing.assert_array_equal(as_a_set(epoch), want)
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+@pytest.mark.parametrize("kind", ["in memory", "resized", "files"])
+def test_any_rows_on_any_number_of_threads(kind, folder):
+    """The rows that the hosts of a pod build make up the batch of one host."""
+
+    def make(**keys):
+        if kind == "files":
+            return of_folder(folder, **keys)
+        if kind == "resized":
+            return mini(image_size=(24, 20), train={}, **keys)
+        return mini(**keys)
+
+    one, many = make(num_threads=1), make(num_threads=5)
+    rng = np.random.default_rng(0)
+    for step in (0, 7, 1000):
+        whole = batch(one, step)
+        assert digest(batch(many, step)) == digest(whole)
+        for parts in (
+            np.split(np.arange(32), 4),
+            [np.arange(32)[i::3] for i in range(3)],
+            np.array_split(rng.permutation(32), 5),
+            [np.arange(0)],
+        ):
+            for rows in parts:
+                got = batch(many, step, rows=rows)
+                for key in whole:
+                    np.testing.assert_array_equal(got[key], whole[key][rows])
+
+
+def test_any_batch_size_shows_the_same_examples():
+    small = [batch(mini(), step, batch_size=16) for step in (14, 15)]
+    large = batch(mini(), 7, batch_size=32)
+    for key in large:
+        joined = np.concatenate([b[key] for b in small])
+        np.testing.assert_array_equal(joined, large[key])
+
+
+def test_starting_later_changes_nothing():
+    dataset = mini()
+    keys: dict[str, Any] = {"batch_size": 32, "seed": 3, "total_steps": 12}
+    want = [digest(b) for b in dataset.train_batches(start_step=0, **keys)]
+    assert len(set(want)) == len(want) == 12
+    for start in (5, 11, 12, 13):
+        got = [digest(b) for b in dataset.train_batches(start_step=start, **keys)]
+        assert got == want[start:]
+
+
+def test_seeds_differ_in_order_crops_and_flips():
+    plain = mini(train={"crop": "none", "flip": False})
+    assert digest(batch(plain, 0, seed=1)) != digest(batch(plain, 0, seed=2))
+    # With one record there is only one order: crops and flips are what is left.
+    one = mini(split="train[:1]")
+    images = [batch(one, 0, seed=seed)["image"] for seed in (1, 2)]
+    assert not np.array_equal(images[0], images[1])
+    flips = mini(split="train[:1]", train={"crop": "none"})
+    images = [batch(flips, 0, seed=seed)["image"] for seed in (1, 2)]
+    assert not np.array_equal(images[0], images[1])
+    assert len(np.unique(images[0], axis=0)) == 2  # as it is, and flipped
+
+
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_workers_build_the_same_batches(workers, folder):
+    keys: dict[str, Any] = {
+        "batch_size": 10,
+        "seed": 3,
+        "start_step": 2,
+        "total_steps": 7,
+    }
+    want = [digest(b) for b in of_folder(folder).train_batches(**keys)]
+    dataset = of_folder(folder, num_workers=workers, num_threads=2)
+    batches = dataset.train_batches(**keys)
+    got = [digest(b) for b in batches]
+    assert got == want
+    assert len(got) == 5
+
+
+def test_an_error_in_a_worker_keeps_its_type_and_message(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy/train/a/4.jpg").write_bytes(b"")
+    dataset = of_folder(tmp_path / "copy", num_workers=1)
+    batches = dataset.train_batches(
+        batch_size=28, seed=0, start_step=0, total_steps=100
+    )
+    with pytest.raises(UserError, match=r"train/a/4\.jpg is empty \(0 bytes\)"):
+        next(batches)
+
+
+def test_workers_need_no_parsed_flags(folder):
+    """Outside of main nobody has parsed absl's flags, which Grain's workers read."""
+    code = f"""
+from vit_jax import data
+if __name__ == "__main__":
+    dataset = data.make(name="folder", data_dir="{folder}", image_size=8, num_workers=1,
+                        train={{}}, eval={{}})
+    batches = dataset.eval_batches(batch_size=16)
+    print([b["mask"].sum() for b in batches])
+"""
+    path = folder / "script.py"
+    path.write_text(code)
+    root = Path(data.__file__).parents[2]
+    run = subprocess.run(
+        [sys.executable, str(path)],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.stdout.strip() == "[np.int64(16), np.int64(12)]", run.stderr
+
+
+def test_the_end_stays_the_end():
+    batches = mini().train_batches(batch_size=8, seed=0, start_step=3, total_steps=5)
+    assert len(list(batches)) == 2
+    assert list(batches) == []
+
+
+def test_closing_early():
+    batches = mini().train_batches(
+        batch_size=8, seed=0, start_step=0, total_steps=10**9
+    )
+    next(batches)
+    batches.close()
+    batches.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(batches)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 300, 2000, 2001])
+@pytest.mark.parametrize("image_size", [28, 20])
+def test_evaluation_shows_each_example_once_in_order(batch_size, image_size):
+    dataset = mini(split="test[:301]", image_size=image_size)
+    batches = list(dataset.eval_batches(batch_size=batch_size))
+    assert len(batches) == math.ceil(301 / batch_size)
+    joined = {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
+    assert len(joined["mask"]) == len(batches) * batch_size
+    np.testing.assert_array_equal(np.flatnonzero(joined["mask"]), np.arange(301))
+    assert not joined["image"][301:].any()
+    assert not joined["label"][301:].any()
+    np.testing.assert_array_equal(joined["label"][:301], dataset.source.labels())
+    for i in range(301):
+        want = dataset.eval(dataset.source.read(i)[0], (image_size, image_size))
+        np.testing.assert_array_equal(joined["image"][i], want)
+
+
+def test_evaluation_by_rows(folder):
+    dataset = of_folder(folder)
+    whole = list(dataset.eval_batches(batch_size=12))
+    for rows in (np.arange(6), np.array([11, 3]), np.arange(8, 12)):
+        parts = list(dataset.eval_batches(batch_size=12, rows=rows))
+        assert len(parts) == len(whole) == 3
+        for part, all_rows in zip(parts, whole, strict=True):
+            for key in part:
+                np.testing.assert_array_equal(part[key], all_rows[key][rows])
+    assert [int(b["mask"].sum()) for b in whole] == [12, 12, 4]
+
+
+def test_multi_hot_labels(tmp_path):
+    rng = np.random.default_rng(0)
+    hot = rng.random((10, 4), np.float32)
+    path = tmp_path / "x.npz"
+    np.savez(path, x_train=rng.integers(0, 256, (10, 8, 8), np.uint8), y_train=hot)
+    for size in (8, 9):
+        dataset = data.make(
+            name="npz", data_dir=str(path), image_size=size, train={}, eval={}
+        )
+        (only,) = dataset.eval_batches(batch_size=12)
+        assert only["label"].dtype == np.float32
+        np.testing.assert_array_equal(only["label"][:10], hot)
+        assert not only["label"][10:].any()
+        dataset.check(num_classes=4, train=True, batch_size=4)
+        with pytest.raises(UserError, match=r"over 4 classes, .* has 5; .*=4"):
+            dataset.check(num_classes=5, train=True, batch_size=4)
+
+
+def test_a_tfds_dataset(tfds_dir):
+    """Through `make`, both formats: the same batches from both."""
+    digests = []
+    for file_format in ("array_record", "tfrecord"):
+        dataset = data.make(
+            name="animals",
+            data_dir=str(tfds_dir / file_format),
+            image_size=16,
+            train={"area": (0.3, 1.0)},
+            eval={"resize": 18},
+        )
+        dataset.check(num_classes=3, train=True, batch_size=8)
+        dataset.check(num_classes=3, train=False, batch_size=8)
+        digests.append([digest(batch(dataset, step)) for step in range(3)])
+        digests.append([digest(b) for b in dataset.eval_batches(batch_size=10)])
+    assert digests[:2] == digests[2:]
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_tfds_sources_travel_to_workers(tfds_dir, file_format):
+    data_dir = str(tfds_dir / file_format)
+    dataset = data.make(
+        name="animals", data_dir=data_dir, image_size=16, train={}, eval={}
+    )
+    want = batch(dataset, 5)  # files are open when it is sent
+    sent = pickle.loads(pickle.dumps(dataset))
+    assert digest(batch(sent, 5)) == digest(want)
+
+
+def test_properties():
+    dataset = mini(split="train[:99%]", image_size=(28, 30), mean=(0.1, 0.2, 0.3))
+    assert dataset.image_shape == (28, 30, 3)
+    assert dataset.num_examples == 7920
+    assert dataset.num_classes == 10
+    assert dataset.label_classes is None
+    assert dataset.label_names is not None
+    assert dataset.label_names[0] == "T-shirt/top"
+    assert (dataset.mean, dataset.std) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
+    assert dataset.fingerprint == mini(split="train[:7920]").fingerprint
+    assert dataset.fingerprint != mini().fingerprint
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_check_labels(tmp_path, train, tfds_dir):
+    labels = np.arange(1000) % 5
+    labels[777] = 9
+    path = tmp_path / "x.npz"
+    np.savez(path, x_train=np.zeros((1000, 8, 8), np.uint8), y_train=labels)
+
+    def check(**keys: Any):
+        keys = {"name": "npz", "data_dir": str(path), "image_size": 8} | keys
+        dataset = data.make(**keys, train={}, eval={})
+        dataset.check(num_classes=5, train=train, batch_size=4)
+
+    check(split="train[:777]")
+    with pytest.raises(
+        UserError,
+        match=r"split train, record 777: label 9 is out of range 0\.\.4 \(1 of",
+    ):
+        check(split="train[700:]")
+    labels[777] = -1
+    np.savez(path, x_train=np.zeros((1000, 8, 8), np.uint8), y_train=labels)
+    with pytest.raises(UserError, match=r"record 777: label -1 is out of range"):
+        check()
+    animals = {"name": "animals", "data_dir": str(tfds_dir / "tfrecord")}
+    with pytest.raises(UserError, match=r"record 0: label 1000 is out of range 0\.\.4"):
+        check(**animals, label_key="number")
+    with pytest.raises(UserError, match=r"record 0 has label -1, out of range 0\.\.2"):
+        check(**animals, label_key="hidden")
+
+
+def test_check_number_of_classes():
+    with pytest.raises(UserError, match=r"has 10 classes, .* only 9; .*num_classes=10"):
+        mini().check(num_classes=9, train=True, batch_size=4)
+    mini().check(num_classes=10, train=True, batch_size=4)
+    mini().check(num_classes=1000, train=True, batch_size=100_000)
+
+
+def test_check_finds_images_of_another_size():
+    dataset = mini(image_size=32, train={"crop": "none"})
+    with pytest.raises(
+        UserError, match=r"split train, record \d+: an image of 28 x 28, but .* 32 x 32"
+    ):
+        dataset.check(num_classes=10, train=True, batch_size=4)
+    dataset.check(num_classes=10, train=False, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"image_size": 0}, "image_size=0; expected pixels"),
+        ({"image_size": (8, -1)}, r"image_size=\(8, -1\)"),
+        ({"num_workers": -1}, "num_workers=-1; expected 0 or more"),
+        ({"num_threads": 0}, "num_threads=0; expected 1 or more"),
+        ({"train": {"crop": "crop"}}, "expected one of"),
+    ],
+    ids=str,
+)
+def test_bad_keys(keys, message):
+    with pytest.raises(UserError, match=message):
+        mini(**keys)
+
+
+def test_importing_is_cheap():
+    """The command line checks its keys against `make` before anything slow."""
+    slow = ("grain", "tensorflow", "tensorflow_datasets", "jax")
+    code = f"import sys, vit_jax.data; print([m for m in {slow} if m in sys.modules])"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "[]\n"

@@ -1,0 +1,108 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from vit_jax.data.decode import decode
+from vit_jax.errors import UserError
+
+RNG = np.random.default_rng(0)
+NOISE = Image.fromarray(RNG.integers(0, 256, (12, 16, 3), np.uint8))
+PHOTO = NOISE.resize((160, 120), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def decoded(data: bytes) -> np.ndarray:
+    image = decode(data, where="x")
+    assert image.dtype == np.uint8
+    assert image.flags.c_contiguous
+    return image
+
+
+def by_pil(data: bytes) -> np.ndarray:
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def with_alpha() -> Image.Image:
+    image = PHOTO.copy()
+    image.putalpha(Image.fromarray(RNG.integers(0, 256, (120, 160), np.uint8)))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("data", "tolerance"),
+    [
+        (encoded(PHOTO, "PNG"), 0),
+        (encoded(PHOTO, "BMP"), 0),
+        (encoded(PHOTO, "WEBP", lossless=True), 0),
+        (encoded(PHOTO.convert("L"), "PNG"), 0),
+        (encoded(PHOTO.convert("1"), "PNG"), 0),
+        (encoded(PHOTO.quantize(16), "PNG"), 0),
+        (encoded(PHOTO.quantize(16), "PNG", transparency=3), 0),
+        (encoded(with_alpha(), "PNG"), 1),  # rounding
+        (encoded(with_alpha().convert("LA"), "PNG"), 1),
+        (encoded(PHOTO, "JPEG", quality=95), 1),
+        (encoded(PHOTO, "JPEG", quality=95, progressive=True), 1),
+        (encoded(PHOTO.convert("L"), "JPEG", quality=95), 1),
+        (encoded(PHOTO.convert("CMYK"), "JPEG", quality=95), 2),
+    ],
+    ids=[
+        *("png", "bmp", "webp", "grey", "1 bit", "palette", "clear palette"),
+        *("rgba", "grey+alpha", "jpeg", "progressive", "grey jpeg", "cmyk jpeg"),
+    ],
+)
+def test_agrees_with_pil(data, tolerance):
+    got, want = decoded(data), by_pil(data)
+    assert got.shape == want.shape
+    assert np.abs(got.astype(int) - want).max() <= tolerance
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "alpha PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(kind, orientation):
+    image = with_alpha() if "alpha" in kind else PHOTO
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(image, kind.split()[-1], exif=exif)
+    got, want = decoded(data), by_pil(data)
+    assert got.shape == want.shape
+    assert np.abs(got.astype(int) - want).mean() < 1
+
+
+def test_16_bits_are_scaled():
+    values = RNG.integers(0, 2**16, (9, 11), np.uint16)
+    got = decoded(encoded(Image.fromarray(values), "PNG"))
+    want = np.round(values / 257)
+    np.testing.assert_array_equal(got, want[..., None].repeat(3, 2))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "progressive JPEG"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95, 0.999])
+def test_truncated(kind, share):
+    data = encoded(PHOTO, kind.split()[-1], progressive="progressive" in kind)
+    with pytest.raises(UserError, match=r"a/b\.jpg cannot be decoded: \d+ bytes, cut"):
+        decode(data[: int(len(data) * share)], where="a/b.jpg")
+
+
+def test_empty_and_not_an_image():
+    with pytest.raises(UserError, match=r"a\.jpg is empty \(0 bytes\); replace"):
+        decode(b"", where="a.jpg")
+    with pytest.raises(UserError, match=r"b\.jpg cannot be decoded: 5 bytes"):
+        decode(b"hello", where="b.jpg")
+
+
+def test_floating_point_images_are_refused():
+    data = encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")
+    with pytest.raises(UserError, match="float32 pixels; expected 8 or 16 bits"):
+        decode(data, where="x.tif")

@@ -1,0 +1,97 @@
+"""Images from disk or memory to batches of uint8, as a function of (seed, step).
+
+Importing this package imports neither grain nor TensorFlow.
+"""
+
+from typing import Any
+
+from vit_jax.data import pipeline
+from vit_jax.data.builder import Batch
+from vit_jax.data.dataset import Dataset
+from vit_jax.data.sources import Source, open_source
+from vit_jax.data.transforms import EvalTransform, TrainTransform
+from vit_jax.errors import UserError
+
+__all__ = [
+    "Batch",
+    "Dataset",
+    "EvalTransform",
+    "Source",
+    "TrainTransform",
+    "make",
+]
+
+
+def make(
+    *,
+    name: str,
+    data_dir: str | None = None,
+    split: str = "train",
+    image_size: int | tuple[int, int] = 224,
+    image_key: str = "image",
+    label_key: str = "label",
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+    num_workers: int | None = None,
+    num_threads: int | None = None,
+    train: dict[str, Any],
+    eval: dict[str, Any],  # the name of the config's section
+) -> Dataset:
+    """Opens a split of a dataset.
+
+    Args:
+        name: "fashion_mnist_mini", which comes with the package; "folder", images in
+            data_dir/SPLIT/CLASS/; "idx", the files of MNIST; "npz", a NumPy archive;
+            or a TFDS dataset that is prepared under data_dir, such as "imagenet2012",
+            "imagenet2012:5.1.0" or "oxford_iiit_pet", as tfrecord or array_record.
+        data_dir: where it lies; for "npz" the file itself. For TFDS the default is
+            $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        split: such as "train", "train[:99%]", "test[10%:20%]", "train+validation",
+            with the rounding of TFDS.
+        image_size: of the batches, pixels: one side of a square, or (height, width).
+        image_key: the image's name in a TFDS dataset.
+        label_key: the label's.
+        mean: of the channels, in [0, 1], for the normalisation on the device.
+        std: likewise.
+        num_workers: processes that build batches beside this one; default: none,
+            except for image files on machines with many cores.
+        num_threads: threads that read images in each process; default: from the cores.
+        train: keyword arguments of `TrainTransform`.
+        eval: keyword arguments of `EvalTransform`.
+
+    Raises:
+        UserError: whatever is missing, broken or contradictory.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if len(size) != 2 or min(size) < 1:
+        raise UserError(
+            f"config.data.image_size={image_size}; expected pixels, or (height, width)."
+        )
+    for key, value, least in (
+        ("num_workers", num_workers, 0),
+        ("num_threads", num_threads, 1),
+    ):
+        if value is not None and value < least:
+            raise UserError(
+                f"config.data.{key}={value}; expected {least} or more, or None."
+            )
+    train_transform, eval_transform = TrainTransform(**train), EvalTransform(**eval)
+    eval_transform.check_size(size)
+    source = open_source(
+        name=name,
+        data_dir=data_dir,
+        split=split,
+        image_key=image_key,
+        label_key=label_key,
+    )
+    workers, threads = pipeline.parallelism(in_memory=source.in_memory)
+    return Dataset(
+        source=source,
+        image_size=size,
+        mean=mean,
+        std=std,
+        num_workers=workers if num_workers is None else num_workers,
+        num_threads=threads if num_threads is None else num_threads,
+        train=train_transform,
+        eval=eval_transform,
+    )

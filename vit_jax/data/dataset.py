@@ -1,0 +1,172 @@
+"""A dataset as training and evaluation see it."""
+
+import dataclasses
+
+import numpy as np
+
+from vit_jax.data import pipeline
+from vit_jax.data.builder import BatchBuilder
+from vit_jax.data.sources import Source
+from vit_jax.data.transforms import EvalTransform, TrainTransform
+from vit_jax.errors import UserError
+
+_LABELS_CHECKED = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """The records of a split, as batches. Made by `vit_jax.data.make`.
+
+    A batch is {"image": uint8 [b, h, w, 3], "label": int32 [b] or float32 [b, k],
+    "mask": bool [b]}, NumPy arrays. b is `batch_size`, or len(rows) where `rows` says
+    which rows of the global batch this process is to build; row i is the same, bit
+    for bit, whichever others are built with it, on any number of threads and workers.
+
+    Attributes:
+        source: the records.
+        image_size: (height, width) of the batches.
+        mean: of normalised images' channels, in [0, 1]; only carried, not applied.
+        std: likewise.
+        num_workers: processes that build batches; 0 is this process alone.
+        num_threads: threads that read images, in each process.
+        train: the transform of `train_batches`.
+        eval: the transform of `eval_batches`.
+    """
+
+    source: Source
+    image_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    num_workers: int
+    num_threads: int
+    train: TrainTransform
+    eval: EvalTransform
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, 3)."""
+        return (*self.image_size, 3)
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.source)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes where the source says so, else None."""
+        return self.source.num_classes
+
+    @property
+    def label_classes(self) -> int | None:
+        """Length of labels that are vectors [k]; None where they are class numbers."""
+        return self.source.num_classes if self.source.multi_hot else None
+
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        return self.source.label_names
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what the records are: the same wherever they lie."""
+        return self.source.fingerprint
+
+    def train_batches(
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        start_step: int,
+        total_steps: int,
+        rows: np.ndarray | None = None,
+    ) -> pipeline.BatchIterator:
+        """Batches of steps start_step .. total_steps-1; a function of (seed, step).
+
+        Global example number n = step * batch_size + row is in epoch n // N: every N
+        of them show each record once, and a batch may hold the end of one epoch and
+        the start of the next.
+
+        Returns:
+            An iterator with `close()`. Batches are built ahead from the first `next`.
+        """
+        build = self._builder(self.train, batch_size, rows, seed)
+        return self._iterate(build, start_step, total_steps)
+
+    def eval_batches(
+        self, *, batch_size: int, rows: np.ndarray | None = None
+    ) -> pipeline.BatchIterator:
+        """ceil(N / batch_size) batches: every record once, in the source's order.
+
+        The last batch is filled up with images and labels of 0 whose mask is False.
+        """
+        build = self._builder(self.eval, batch_size, rows, None)
+        return self._iterate(build, 0, -(-self.num_examples // batch_size))
+
+    def check(self, *, num_classes: int, train: bool, batch_size: int) -> None:
+        """Reads a batch and the labels, so that what is wrong is said before training.
+
+        Args:
+            num_classes: of the model's head.
+            train: whether `train_batches` will be read, or `eval_batches`.
+            batch_size: of the global batch; at most 256 images are read.
+
+        Raises:
+            UserError: an image does not decode, a label is out of range, or the head
+                has too few classes.
+        """
+        known = self.num_classes
+        if known is not None and self.source.multi_hot and known != num_classes:
+            raise UserError(
+                f"{self.source.name} has labels over {known} classes, the model's head "
+                f"has {num_classes}; set config.model.num_classes={known}."
+            )
+        if known is not None and known > num_classes:
+            raise UserError(
+                f"{self.source.name} has {known} classes, the model's head only "
+                f"{num_classes}; set config.model.num_classes={known}."
+            )
+        self._check_labels(num_classes)
+        rows = np.arange(min(batch_size, self.num_examples, _LABELS_CHECKED))
+        transform, seed = (self.train, 0) if train else (self.eval, None)
+        self._builder(transform, batch_size, rows, seed)(0)
+
+    def _check_labels(self, num_classes: int) -> None:
+        if self.source.multi_hot:
+            return
+        labels = self.source.labels()
+        if labels is None:
+            count = min(self.num_examples, _LABELS_CHECKED)
+            records = np.linspace(0, self.num_examples - 1, count).astype(np.int64)
+            labels = np.array([self.source.read(int(i))[1] for i in records])
+        else:
+            records = np.arange(len(labels))
+        bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
+        if len(bad):
+            label, record = labels[bad[0]], int(records[bad[0]])
+            raise UserError(
+                f"{self.source.describe(record)}: label {label} is out of range "
+                f"0..{num_classes - 1} ({len(bad)} of {len(labels)} labels looked at "
+                "are); correct the labels, choose another split, or set "
+                "config.model.num_classes."
+            )
+
+    def _builder(
+        self,
+        transform: TrainTransform | EvalTransform,
+        batch_size: int,
+        rows: np.ndarray | None,
+        seed: int | None,
+    ) -> BatchBuilder:
+        return BatchBuilder(
+            source=self.source,
+            transform=transform,
+            image_size=self.image_size,
+            batch_size=batch_size,
+            rows=np.arange(batch_size) if rows is None else np.asarray(rows, np.int64),
+            seed=seed,
+            num_threads=self.num_threads,
+        )
+
+    def _iterate(
+        self, builder: BatchBuilder, start: int, stop: int
+    ) -> pipeline.BatchIterator:
+        return pipeline.BatchIterator(builder, start, stop, self.num_workers)

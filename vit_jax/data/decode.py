@@ -1,0 +1,136 @@
+"""Image files to uint8 RGB."""
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from vit_jax.errors import UserError
+
+_JPEG = b"\xff\xd8\xff"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_EXIF_ORIENTATION = 0x0112
+
+
+def decode(data: bytes | memoryview, *, where: str) -> np.ndarray:
+    """The image in the bytes of a JPEG, PNG, WebP or BMP file.
+
+    Grey is repeated, an alpha channel is composed over white, CMYK converted, 16 bits
+    are scaled to 8, EXIF rotation is applied.
+
+    Args:
+        data: the file's bytes.
+        where: names the file or record in errors.
+
+    Returns:
+        uint8 [h, w, 3], RGB.
+
+    Raises:
+        UserError: empty, truncated or not an image.
+    """
+    if not len(data):
+        raise UserError(f"{where} is empty (0 bytes); replace or remove it.")
+    buffer = np.frombuffer(data, np.uint8)
+    if bytes(data[:3]) == _JPEG:
+        image = _imdecode(buffer, cv2.IMREAD_COLOR_RGB)
+    else:
+        image = _imdecode(buffer, cv2.IMREAD_UNCHANGED)
+        if image is not None:
+            image = _to_rgb(image, bytes(data), where)
+    if image is None:
+        raise UserError(
+            f"{where} cannot be decoded: {len(data)} bytes, cut short or not an "
+            "image; replace or remove it."
+        )
+    return image
+
+
+def _imdecode(buffer: np.ndarray, flags: int) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(buffer, flags)
+    except cv2.error:
+        return None
+
+
+def _to_rgb(image: np.ndarray, data: bytes, where: str) -> np.ndarray:
+    """From what OpenCV gives "unchanged" (BGR, any depth, not rotated)."""
+    if image.dtype == np.uint16:
+        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535/257
+    if image.dtype != np.uint8:
+        raise UserError(
+            f"{where} has {image.dtype} pixels; expected 8 or 16 bits a channel."
+        )
+    if image.ndim == 2:
+        image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    elif image.shape[2] == 4:
+        image = over_white(cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA))
+    else:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return rotate(image, _orientation(data))
+
+
+def over_white(image: np.ndarray) -> np.ndarray:
+    """RGBA composed over a white background.
+
+    >>> over_white(np.array([[[9, 9, 9, 255], [9, 9, 9, 0]]], np.uint8)).tolist()
+    [[[9, 9, 9], [255, 255, 255]]]
+    """
+    alpha = image[..., 3:].astype(np.uint16)
+    mixed = image[..., :3] * alpha + 255 * (255 - alpha)  # at most 255 * 255
+    return ((mixed.astype(np.uint32) + 127) // 255).astype(np.uint8)
+
+
+def rotate(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Undoes the orientation, 1..8, of the EXIF standard (CIPA DC-008, 4.6.5)."""
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
+
+
+def _orientation(data: bytes) -> int:
+    """The orientation in the EXIF data of a PNG or WebP file, 1 where there is none.
+
+    OpenCV has turned JPEGs already; what it does with the others differs by version.
+    """
+    for kind, body in _chunks(data):
+        if kind in (b"eXIf", b"EXIF"):
+            return _exif_orientation(body)
+    return 1
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(kind, body) of each chunk of a PNG or WebP file that may have EXIF data."""
+    if data.startswith(_PNG) and b"eXIf" in data:
+        position = len(_PNG)
+        while position < len(data):
+            size = int.from_bytes(data[position : position + 4], "big")
+            body = position + 8
+            yield data[position + 4 : body], data[body : body + size]
+            position = body + size + 4  # a CRC
+    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP" and b"EXIF" in data:
+        position = 12
+        while position < len(data):
+            size = int.from_bytes(data[position + 4 : position + 8], "little")
+            body = position + 8
+            yield data[position : position + 4], data[body : body + size]
+            position = body + size + size % 2
+
+
+def _exif_orientation(exif: bytes) -> int:
+    """Looks for the tag in the first directory of a TIFF header's file."""
+    exif = exif.removeprefix(b"Exif\0\0")
+    order = "little" if exif[:2] == b"II" else "big"
+
+    def number(start: int, length: int) -> int:
+        return int.from_bytes(exif[start : start + length], order)
+
+    directory = number(4, 4)
+    for i in range(number(directory, 2)):
+        entry = directory + 2 + 12 * i
+        if number(entry, 2) == _EXIF_ORIENTATION:
+            return number(entry + 8, 2)
+    return 1

@@ -1,0 +1,150 @@
+"""Which record is seen when, and every random number of the input pipeline.
+
+Nothing is stored and nothing is drawn in sequence: all of it is a function of
+(seed, global example number n), where n = step * batch_size + row. Example n is in
+epoch n // N and is record permutation(seed, epoch)[n % N] of the N records.
+
+These functions are an interface for as long as a run lives: the tests hold golden
+values, and a change here changes every run that is resumed.
+"""
+
+import enum
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+UInt64 = np.ndarray  # dtype uint64
+
+_GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_ROUNDS = 16
+
+
+class Stream(enum.IntEnum):
+    """One independent stream of randomness for each purpose."""
+
+    ORDER = 0
+    CROP = 1
+    FLIP = 2
+
+
+def random_bits(key: npt.ArrayLike, counter: npt.ArrayLike) -> UInt64:
+    """64 random bits: output number `counter` of SplitMix64 seeded with `key`.
+
+    Steele, Lea, Flood: "Fast splittable pseudorandom number generators" (2014), with
+    the finalizer of java.util.SplittableRandom. Arguments are broadcast. Since the
+    outputs are themselves good keys, `random_bits(random_bits(seed, a), b)` is how a
+    key for (seed, a, b) is made.
+
+    >>> [int(x) for x in random_bits(np.array([1234567]), np.arange(2))]
+    [6457827717110365317, 3203168211198807973]
+    """
+    key = np.asarray(key).astype(np.uint64)
+    counter = np.asarray(counter).astype(np.uint64)
+    with np.errstate(over="ignore"):  # wrapping around is the point
+        z = key + (counter + np.uint64(1)) * _GOLDEN_GAMMA
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def stream_key(seed: int, stream: Stream) -> UInt64:
+    """The key, uint64 [], of one purpose's random numbers in the run of `seed`."""
+    return random_bits(np.uint64(seed % 2**64), int(stream))
+
+
+def uniforms(seed: int, stream: Stream, numbers: np.ndarray, count: int) -> np.ndarray:
+    """`count` uniform numbers in [0, 1) for each example number.
+
+    Args:
+        seed: the run's seed, any integer.
+        stream: the purpose.
+        numbers: global example numbers, int64 [b].
+        count: how many for each example.
+
+    Returns:
+        float64 [b, count], multiples of 2**-53. Row i depends on numbers[i] alone.
+    """
+    keys = random_bits(stream_key(seed, stream), numbers)  # [b]
+    bits = random_bits(keys[:, None], np.arange(count))  # [b, count]
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def permute(index: np.ndarray, size: int, *, key: npt.ArrayLike) -> np.ndarray:
+    """A pseudorandom permutation of range(size), evaluated at `index` only.
+
+    A Feistel network over pairs (left, right) in [0, a) x [0, b), a*b >= size, with
+    additions modulo a and b in place of XOR; results past the end are permuted again
+    until they fall inside ("cycle walking"; Black and Rogaway, "Ciphers with arbitrary
+    finite domains", 2002). a*b exceeds size by about sqrt(size) at most: this is rare.
+    No table is made: memory and time depend on len(index), not on size.
+
+    Args:
+        index: int64 [b] in [0, size).
+        size: number of elements, up to 2**62.
+        key: uint64 [] or [b]; each element may be of another permutation.
+
+    Returns:
+        int64 [b].
+
+    >>> order = permute(np.arange(10), 10, key=np.uint64(0))
+    >>> sorted(order.tolist()) == list(range(10))
+    True
+    """
+    index = np.asarray(index, np.int64)
+    if size == 1:
+        return np.zeros_like(index)
+    result = index.astype(np.uint64)
+    key = np.broadcast_to(np.asarray(key, np.uint64), result.shape)
+    a = math.isqrt(size - 1) + 1  # ceil(sqrt(size))
+    a += a % 2  # were a and b odd, only even permutations would come out
+    b = -(-size // a)
+    todo = np.arange(len(result))
+    while len(todo):
+        result[todo] = _feistel(result[todo], np.uint64(a), np.uint64(b), key[todo])
+        todo = todo[result[todo] >= np.uint64(size)]
+    return result.astype(np.int64)
+
+
+def _feistel(x: UInt64, a: np.uint64, b: np.uint64, key: UInt64) -> UInt64:
+    left, right = x // b, x % b
+    for i in range(_ROUNDS):
+        # Each (round, half) has its own counter, hence its own random number.
+        if i % 2 == 0:
+            left = _add_modulo(left, _below(a, key, right, i), a)
+        else:
+            right = _add_modulo(right, _below(b, key, left, i), b)
+    return left * b + right
+
+
+def _below(bound: np.uint64, key: UInt64, half: UInt64, round_: int) -> UInt64:
+    """A random number in [0, bound), bound < 2**32, by multiplication and shift."""
+    bits = random_bits(key, half * np.uint64(_ROUNDS) + np.uint64(round_))
+    return ((bits >> np.uint64(32)) * bound) >> np.uint64(32)
+
+
+def _add_modulo(x: UInt64, y: UInt64, modulus: np.uint64) -> UInt64:
+    total = x + y
+    return np.where(total >= modulus, total - modulus, total)
+
+
+def record_numbers(numbers: np.ndarray, num_records: int, *, seed: int) -> np.ndarray:
+    """The record that each global example number shows.
+
+    Every epoch (`num_records` consecutive numbers) shows each record exactly once, in
+    an order of its own.
+
+    Args:
+        numbers: global example numbers, int64 [b].
+        num_records: N.
+        seed: the run's seed, any integer.
+
+    Returns:
+        int64 [b] in [0, N).
+
+    >>> sorted(record_numbers(np.arange(6, 9), 3, seed=0).tolist())
+    [0, 1, 2]
+    """
+    epoch, offset = np.divmod(np.asarray(numbers, np.int64), num_records)
+    key = random_bits(stream_key(seed, Stream.ORDER), epoch)
+    return permute(offset, num_records, key=key)

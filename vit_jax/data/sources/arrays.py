@@ -1,0 +1,116 @@
+"""Images that lie in memory, all of one size."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from vit_jax.data.splits import Range
+from vit_jax.errors import UserError
+
+_FINGERPRINT_IMAGES = 64
+
+
+class ArraySource:
+    """Images in memory, gathered a whole batch at a time.
+
+    Attributes:
+        images: uint8 [n, h, w, c] with c = 1 (grey) or 3 (RGB).
+        ranges: which records of which split these are, in order.
+        See `base.Source` for the others.
+    """
+
+    in_memory = True
+
+    def __init__(
+        self,
+        images: Sequence[np.ndarray],
+        labels: Sequence[np.ndarray],
+        *,
+        ranges: Sequence[Range],
+        name: str,
+        num_classes: int | None,
+        label_names: tuple[str, ...] | None = None,
+    ):
+        """Joins the records of `ranges`; images[i] and labels[i] are a whole split's.
+
+        Args:
+            images: uint8 [n_i, h, w] or [n_i, h, w, c].
+            labels: integers [n_i] or multi-hot [n_i, k].
+            ranges: what to take of each.
+            name: for messages.
+            num_classes: where known.
+            label_names: where known.
+
+        Raises:
+            UserError: unequal lengths, or of a shape or type that is not images.
+        """
+        parts = []
+        for i, part in enumerate(ranges):
+            _check(images[i], labels[i], f"{name} {part.name}")
+            image = images[i][part.start : part.stop]
+            label = labels[i][part.start : part.stop]
+            image = image if image.ndim == 4 else image[..., None]
+            parts.append((image, label.astype(np.int32 if label.ndim == 1 else "f4")))
+        if len({(image.shape[1:], label.shape[1:]) for image, label in parts}) > 1:
+            raise UserError(f"{name}: the joined splits differ in size of image.")
+        self.images = _join([image for image, _ in parts])
+        self._labels = _join([label for _, label in parts])
+        self.ranges = tuple(ranges)
+        self.name = name
+        self.multi_hot = self._labels.ndim == 2
+        self.num_classes = self._labels.shape[1] if self.multi_hot else num_classes
+        self.label_names = label_names
+        self.fingerprint = self._digest()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> tuple[np.ndarray, int | np.ndarray]:
+        image = self.images[index]
+        label = self._labels[index]
+        image = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
+        return image, label if self.multi_hot else int(label)
+
+    def labels(self) -> np.ndarray:
+        return self._labels
+
+    def describe(self, index: int) -> str:
+        for part in self.ranges:
+            if index < part.stop - part.start:
+                return f"{self.name}, split {part.name}, record {part.start + index}"
+            index -= part.stop - part.start
+        raise IndexError(index)
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256(repr((self.ranges, self.images.shape)).encode())
+        some = np.linspace(0, len(self) - 1, _FINGERPRINT_IMAGES).astype(int)
+        digest.update(self.images[some].tobytes())
+        digest.update(self._labels.tobytes())
+        return digest.hexdigest()[:16]
+
+
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _check(images: np.ndarray, labels: np.ndarray, where: str) -> None:
+    shape = images.shape
+    is_image = len(shape) == 3 or (len(shape) == 4 and shape[-1] in (1, 3))
+    if images.dtype != np.uint8 or not is_image or 0 in shape[1:]:
+        raise UserError(
+            f"{where}: images are {images.dtype} {list(shape)}; expected uint8 "
+            "[n, height, width], or [n, height, width, channels] with 1 or 3 channels."
+        )
+    integers = labels.ndim == 1 and labels.dtype.kind in "iu"
+    multi_hot = labels.ndim == 2 and labels.dtype.kind in "biuf"
+    if not (integers or multi_hot):
+        raise UserError(
+            f"{where}: labels are {labels.dtype} {list(labels.shape)}; expected "
+            "integers [n], or multi-hot [n, classes]."
+        )
+    if len(images) != len(labels):
+        raise UserError(
+            f"{where}: {len(images)} images but {len(labels)} labels; one for each "
+            "is needed."
+        )

@@ -1,0 +1,104 @@
+"""What a source is, and which module opens which name."""
+
+import os
+from typing import Protocol
+
+import numpy as np
+
+from vit_jax.errors import UserError
+
+BUILT_IN = ("fashion_mnist_mini", "folder", "idx", "npz")
+
+
+class Source(Protocol):
+    """Records 0 .. len-1 of a split, each an image and a label.
+
+    Attributes:
+        name: for messages: the dataset and where it lies.
+        num_classes: number of classes where the source says so, else None.
+        label_names: one for each class, or None.
+        multi_hot: whether a label is a float32 vector [k], not one class.
+        fingerprint: digest of what the records are, the same wherever they lie.
+        in_memory: whether `read` costs nothing to speak of.
+    """
+
+    name: str
+    num_classes: int | None
+    label_names: tuple[str, ...] | None
+    multi_hot: bool
+    fingerprint: str
+    in_memory: bool
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[np.ndarray, int | np.ndarray]:
+        """The image, uint8 [h, w, 3], and the label; UserError if it is broken."""
+        ...
+
+    def describe(self, index: int) -> str:
+        """Names a record, with its file, for messages."""
+        ...
+
+    def labels(self) -> np.ndarray | None:
+        """All labels, int32 [n], where they cost nothing to get; else None."""
+        ...
+
+
+def open_source(
+    *, name: str, data_dir: str | None, split: str, image_key: str, label_key: str
+) -> Source:
+    """Opens `split` of a dataset; see `vit_jax.data.make` for the names."""
+    if name in BUILT_IN:
+        for key, value, default in (
+            ("image_key", image_key, "image"),
+            ("label_key", label_key, "label"),
+        ):
+            if value != default:
+                raise UserError(
+                    f'config.data.{key}="{value}" has no effect with '
+                    f'config.data.name="{name}"; leave it at "{default}".'
+                )
+    if name == "fashion_mnist_mini":
+        if data_dir is not None:
+            raise UserError(
+                f'config.data.data_dir="{data_dir}" has no effect with '
+                'config.data.name="fashion_mnist_mini", which comes with the package; '
+                'set it to None, or choose config.data.name="idx" for IDX files in '
+                "that folder."
+            )
+        from vit_jax.data.sources import idx
+
+        return idx.open_fashion_mnist_mini(split)
+    if data_dir is not None:
+        data_dir = _local(data_dir)
+    if name not in BUILT_IN:
+        from vit_jax.data.sources import tfds
+
+        return tfds.open_tfds(
+            name, data_dir, split=split, image_key=image_key, label_key=label_key
+        )
+    if data_dir is None:
+        what = "the .npz file" if name == "npz" else "the folder"
+        raise UserError(
+            f'config.data.name="{name}" needs config.data.data_dir: {what} to read.'
+        )
+    if name == "folder":
+        from vit_jax.data.sources import folder
+
+        return folder.open_folder(data_dir, split)
+    if name == "idx":
+        from vit_jax.data.sources import idx
+
+        return idx.open_idx(data_dir, split)
+    from vit_jax.data.sources import npz
+
+    return npz.open_npz(data_dir, split)
+
+
+def _local(data_dir: str) -> str:
+    if "://" in data_dir:
+        raise UserError(
+            f'config.data.data_dir="{data_dir}": records are read at random, which is '
+            "a request for each on an object store; copy the dataset to a local disk."
+        )
+    return os.path.expanduser(data_dir)

@@ -1,0 +1,140 @@
+"""IDX files, the format of MNIST (yann.lecun.com/exdb/mnist), gzipped or not.
+
+A big-endian header (two zero bytes, a type, the number of dimensions, then each
+dimension as 4 bytes) and the numbers.
+"""
+
+import gzip
+import math
+import os
+import struct
+import zlib
+
+import numpy as np
+
+from vit_jax.data import splits
+from vit_jax.data.sources.arrays import ArraySource
+from vit_jax.data.splits import Range
+from vit_jax.errors import UserError
+
+_PREFIXES = {"train": "train", "test": "t10k"}
+_UINT8 = 0x08
+
+_FASHION_MNIST_NAMES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+_MINI_TRAIN, _MINI_TOTAL = 8_000, 10_000
+
+
+def open_fashion_mnist_mini(split: str) -> ArraySource:
+    """The 10,000 test images of Fashion-MNIST: 8,000 to train on, 2,000 to test.
+
+    28 x 28 grey images of 10 balanced classes of clothes (Xiao, Rasul, Vollgraf 2017;
+    (c) Zalando SE, MIT licence, in the package beside the data). The first 8,000 are
+    "train", the last 2,000 "test". Not the usual benchmark: that is name="idx" on the
+    full 70,000.
+    """
+    folder = os.path.join(os.path.dirname(__file__), "..", "fashion_mnist_mini")
+    images = read_idx(os.path.join(folder, "t10k-images-idx3-ubyte.gz"), ndim=3)
+    labels = read_idx(os.path.join(folder, "t10k-labels-idx1-ubyte.gz"), ndim=1)
+    bounds = {"train": (0, _MINI_TRAIN), "test": (_MINI_TRAIN, _MINI_TOTAL)}
+    name = "fashion_mnist_mini"
+    ranges = splits.resolve(
+        split, {k: stop - start for k, (start, stop) in bounds.items()}, where=name
+    )
+    return ArraySource(
+        [images[slice(*bounds[r.name])] for r in ranges],
+        [labels[slice(*bounds[r.name])] for r in ranges],
+        ranges=ranges,
+        name=name,
+        num_classes=len(_FASHION_MNIST_NAMES),
+        label_names=_FASHION_MNIST_NAMES,
+    )
+
+
+def open_idx(data_dir: str, split: str) -> ArraySource:
+    """A folder of {train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]; t10k is "test".
+
+    Raises:
+        UserError: a file that is missing, cut short or not IDX.
+    """
+    if not os.path.isdir(data_dir):
+        raise UserError(f'config.data.data_dir="{data_dir}" is not a folder.')
+    files = {s: _find(data_dir, f"{p}-images") for s, p in _PREFIXES.items()}
+    images = {s: read_idx(file, ndim=3) for s, file in files.items() if file}
+    if not images:
+        raise UserError(
+            f"{data_dir} has no train-images-idx3-ubyte[.gz] and no "
+            "t10k-images-idx3-ubyte[.gz]; config.data.data_dir must be the folder of "
+            "the IDX files."
+        )
+    sizes = {s: len(x) for s, x in images.items()}
+    ranges = splits.resolve(split, sizes, where=data_dir)
+    return ArraySource(
+        [images[r.name] for r in ranges],
+        [_read_labels(data_dir, r) for r in ranges],
+        ranges=ranges,
+        name=data_dir,
+        num_classes=None,
+    )
+
+
+def _read_labels(data_dir: str, part: Range) -> np.ndarray:
+    prefix = _PREFIXES[part.name]
+    file = _find(data_dir, f"{prefix}-labels")
+    if file is None:
+        raise UserError(
+            f"{data_dir} has the images of {prefix} but no "
+            f"{prefix}-labels-idx1-ubyte[.gz]."
+        )
+    return read_idx(file, ndim=1)
+
+
+def _find(data_dir: str, start: str) -> str | None:
+    """The file, under the usual names: also `train-images.idx3-ubyte`."""
+    found = sorted(f for f in os.listdir(data_dir) if f.startswith(start))
+    return os.path.join(data_dir, found[0]) if found else None
+
+
+def read_idx(path: str, *, ndim: int) -> np.ndarray:
+    """The bytes of an IDX file as uint8 with `ndim` dimensions.
+
+    Raises:
+        UserError: not an IDX file of bytes, cut short, or with bytes left over.
+    """
+    data = _read_bytes(path)
+    header = 4 + 4 * ndim
+    if len(data) < header or data[:4] != bytes((0, 0, _UINT8, ndim)):
+        raise UserError(
+            f"{path} is not an IDX file of uint8 with {ndim} dimensions: it starts "
+            f"with {data[:4].hex(' ') or 'nothing'}, expected 00 00 08 {ndim:02x}."
+        )
+    shape = struct.unpack(f">{ndim}I", data[4:header])
+    if len(data) != header + math.prod(shape):
+        raise UserError(
+            f"{path} has {len(data)} bytes (unpacked), but its header promises "
+            f"{list(shape)}, {header + math.prod(shape)} bytes; it is cut short or "
+            "damaged: copy it again."
+        )
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
+def _read_bytes(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+        return gzip.decompress(data) if path.endswith(".gz") else data
+    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise UserError(
+            f"{path} cannot be unpacked ({e}); it is cut short or damaged: copy it "
+            "again."
+        ) from e

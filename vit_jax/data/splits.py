@@ -1,0 +1,103 @@
+"""Split expressions, `train`, `train[:99%]`, `train[5000:]+test`, as in TFDS.
+
+The grammar and the rounding are those of tensorflow_datasets (its documentation,
+"Splits and slicing"): percentages round to the closest record, negative numbers count
+from the end, `+` joins. Unlike TFDS, shards cannot be named, and a boundary past the
+end is cut to the end with no error only where TFDS does the same.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from vit_jax.errors import UserError, did_you_mean
+
+_PART = re.compile(r"(?P<name>[\w-]+)(\[(?P<from>[^:\]]*):(?P<to>[^:\]]*)\])?")
+_BOUNDARY = re.compile(r"(?P<value>-?\d[\d_]*(\.\d+)?)(?P<percent>%?)")
+
+
+class Range(NamedTuple):
+    """Records start .. stop-1 of one split."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def split_names(split: str) -> list[str]:
+    """The splits that an expression names.
+
+    >>> split_names("train[:50%]+test")
+    ['train', 'test']
+    """
+    return [_match(part, split)["name"] for part in split.split("+")]
+
+
+def resolve(split: str, sizes: Mapping[str, int], *, where: str) -> list[Range]:
+    """The records that a split expression means.
+
+    Args:
+        split: the expression.
+        sizes: number of records of each split that exists.
+        where: what the splits belong to, for error messages.
+
+    Raises:
+        UserError: bad syntax, a split that does not exist, or nothing left of one.
+
+    >>> resolve("train[:99%]", {"train": 8000}, where="mnist")
+    [Range(name='train', start=0, stop=7920)]
+    """
+    return [_resolve_part(part, split, sizes, where) for part in split.split("+")]
+
+
+def _match(part: str, split: str) -> re.Match[str]:
+    match = _PART.fullmatch(part.strip())
+    if match is None:
+        raise UserError(
+            f'split "{split}" is not understood; expected for example train, '
+            "train[:99%], train[5000:], test[10%:20%] or train+test."
+        )
+    return match
+
+
+def _resolve_part(part: str, split: str, sizes: Mapping[str, int], where: str) -> Range:
+    match = _match(part, split)
+    name = match["name"]
+    if name not in sizes:
+        raise UserError(
+            f'{where} has no split "{name}"; {did_you_mean(name, sizes)} '
+            f"(it has: {', '.join(sizes) or 'none'})."
+        )
+    size = sizes[name]
+    start, stop = 0, size
+    if match["from"] is not None:
+        if not (match["from"].strip() or match["to"].strip()):
+            raise UserError(f'split "{split}": a slice needs a start or an end.')
+        start = _boundary(match["from"], split, size, default=0)
+        stop = _boundary(match["to"], split, size, default=size)
+    if start >= stop:
+        raise UserError(
+            f'split "{split}" of {where} is empty: "{name}" has {size} records, and '
+            f"this asks for {start} up to (not including) {stop}."
+        )
+    return Range(name, start, stop)
+
+
+def _boundary(text: str, split: str, size: int, *, default: int) -> int:
+    if not text.strip():
+        return default
+    match = _BOUNDARY.fullmatch(text.strip())
+    if match is None or ("." in match["value"] and not match["percent"]):
+        raise UserError(
+            f'split "{split}": "{text}" is not understood; expected a number of '
+            "records such as 5000 or -100, or a percentage such as 10%."
+        )
+    if match["percent"]:
+        value = round(float(match["value"]) * size / 100.0)
+    else:
+        value = int(match["value"])
+    if abs(value) > size:
+        raise UserError(
+            f'split "{split}": {text.strip()} is past the end; it has {size} records.'
+        )
+    return value + size if value < 0 else value
