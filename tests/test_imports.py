@@ -1,0 +1,211 @@
+"""Dependencies point one way; docs/design says why. Only direct imports are read.
+
+main -> config -> train -> evaluators -> {state, steps, data, checkpoints, metrics}
+     -> {models, optim, sharding, losses, ...} -> errors
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Lowest first. A module or package of vit_jax may import those of lower layers, and no
+# other of its own layer. `__init__` is the public face and stands on top of all.
+LAYERS: tuple[set[str], ...] = (
+    {"errors"},
+    {
+        "jsonlines",
+        "losses",
+        "mixing",
+        "models",
+        "optim",
+        "preemption",
+        "schedules",
+        "sharding",
+        "timing",
+    },
+    {"checkpoints", "data", "metrics", "state", "steps", "workdirs"},
+    {"evaluators", "observer"},
+    {"run"},
+    {"config", "train"},
+    {"main"},
+    {"__init__"},
+)
+LAYER_OF = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+
+# (who, whom): neighbours of one layer of which one is built on the other.
+NEIGHBOURS = {
+    ("optim", "schedules"),
+    ("steps", "state"),
+    ("checkpoints", "state"),
+}
+
+# Packages that have one home, so that replacing them stays a local change.
+HOME = {
+    "flax.linen": "models",
+    "orbax": "checkpoints",
+    "grain": "data",
+    "tensorflow": "data",
+    "tensorflow_datasets": "data",
+}
+
+FOR_CONFIGS = {"configs", "ml_collections"}
+
+HOW_TO_ADD = (
+    "is in no layer: put it into LAYERS of tests/test_imports.py, as low as what it "
+    "imports allows"
+)
+
+
+def imported(source: str, package: str) -> Iterator[str]:
+    """Dotted names that `source`, a module of `package`, imports at any depth.
+
+    >>> sorted(imported("import a.b; from c import d; from .e import f", "p.q"))
+    ['a.b', 'c.d', 'p.q.e.f']
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")
+            parents = parents[: len(parents) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def unit(dotted: str) -> str | None:
+    """Which module or package of vit_jax a dotted name belongs to, None if to none.
+
+    >>> unit("vit_jax.data.sampler"), unit("vit_jax.list_models"), unit("jax.numpy")
+    ('data', '__init__', None)
+    """
+    root, _, rest = dotted.partition(".")
+    if root != "vit_jax" or rest == "__version__":
+        return None
+    name = rest.partition(".")[0]
+    is_module = name in LAYER_OF or (ROOT / "vit_jax" / name).is_dir()
+    is_module = is_module or (ROOT / "vit_jax" / f"{name}.py").is_file()
+    return name if name and is_module else "__init__"
+
+
+def is_within(name: str, package: str) -> bool:
+    """Whether importing `name` gives access to `package`."""
+    return f"{name}.".startswith(f"{package}.") or package.startswith(f"{name}.")
+
+
+def problems_of_module(me: str, source: str, package: str = "vit_jax") -> list[str]:
+    """What is wrong with the imports of one file of the module or package `me`."""
+    if me not in LAYER_OF:
+        return [f"vit_jax/{me} {HOW_TO_ADD}"]
+    found = []
+    for name in imported(source, package):
+        other = unit(name)
+        for home in (p for p in HOME if is_within(name, p) and HOME[p] != me):
+            found.append(f"{me} imports {name}; only {HOME[home]} may import {home}")
+        if other is None or other == me:
+            continue
+        if other not in LAYER_OF:
+            found.append(f"{me} imports vit_jax.{other}, which {HOW_TO_ADD}")
+        elif LAYER_OF[other] >= LAYER_OF[me] and (me, other) not in NEIGHBOURS:
+            found.append(f"{me} imports {name}, which is not below it")
+    return found
+
+
+def problems_of_config(source: str) -> list[str]:
+    """What a recipe imports besides ml_collections and other recipes."""
+    names = imported(source, "configs")
+    return [
+        f"a config imports {name}; only {' and '.join(sorted(FOR_CONFIGS))} are allowed"
+        for name in names
+        if name.partition(".")[0] not in FOR_CONFIGS
+    ]
+
+
+def python_files(folder: str) -> list[Path]:
+    return sorted(p.relative_to(ROOT) for p in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", python_files("vit_jax"), ids=str)
+def test_module_imports_only_what_is_below_it(path: Path):
+    me = path.parts[1].removesuffix(".py")
+    package = ".".join(path.parts[:-1])
+    source = (ROOT / path).read_text(encoding="utf-8")
+    assert problems_of_module(me, source, package) == []
+
+
+@pytest.mark.parametrize("path", python_files("configs"), ids=str)
+def test_config_imports_only_ml_collections_and_configs(path: Path):
+    assert problems_of_config((ROOT / path).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("me", "source", "expected"),
+    [
+        ("losses", "from vit_jax import train", "train, which is not below"),
+        ("losses", "import vit_jax.train", "train, which is not below"),
+        ("losses", "def f():\n  from vit_jax.optim import make", "optim.make, which"),
+        ("losses", "from . import optim", "vit_jax.optim, which is not below"),
+        ("steps", "from vit_jax.metrics import Writer", "metrics.Writer, which is not"),
+        ("state", "from vit_jax import steps", "steps, which is not below"),
+        ("train", "from vit_jax import list_models", "list_models, which is not below"),
+        ("steps", "from flax import linen as nn", "only models may import flax.linen"),
+        ("steps", "import flax", "only models may import flax.linen"),
+        ("steps", "import flax.linen as nn", "only models may import flax.linen"),
+        (
+            "train",
+            "import orbax.checkpoint as ocp",
+            "only checkpoints may import orbax",
+        ),
+        ("train", "import tensorflow as tf", "only data may import tensorflow"),
+        ("evaluators", "import grain.python", "only data may import grain"),
+        ("newcomer", "", "vit_jax/newcomer is in no layer"),
+    ],
+)
+def test_a_bad_import_is_reported(me: str, source: str, expected: str):
+    (problem,) = problems_of_module(me, source)
+    assert expected in problem
+
+
+@pytest.mark.parametrize(
+    ("me", "source"),
+    [
+        ("train", "from vit_jax import data, errors, __version__\nimport jax"),
+        ("data", "from vit_jax.data import sampler\nimport grain, tensorflow_datasets"),
+        ("models", "import flax.linen as nn"),
+        ("state", "import flax.struct"),
+        ("optim", "from vit_jax import schedules"),
+    ],
+)
+def test_a_good_import_is_not_reported(me: str, source: str):
+    assert problems_of_module(me, source) == []
+
+
+def test_a_config_that_imports_jax_is_reported():
+    assert problems_of_config("import jax") != []
+    assert problems_of_config("from vit_jax import models") != []
+    good = "from ml_collections import config_dict\nfrom configs import quickstart"
+    assert problems_of_config(good) == []
+
+
+def loaded_by(code: str) -> set[str]:
+    """The modules that a fresh process has loaded after running `code`."""
+    code += "\nimport sys; print(*sys.modules)"
+    run = [sys.executable, "-c", code]
+    return set(subprocess.check_output(run, cwd=ROOT, text=True).split())
+
+
+def test_importing_the_package_does_not_import_jax():
+    assert "jax" not in loaded_by("import vit_jax")
+
+
+def test_checking_a_config_imports_neither_tensorflow_nor_clu_writers():
+    """Both take seconds, which a misspelt key must not cost."""
+    check = 'config.load("configs/quickstart.py", [])'
+    modules = loaded_by(f"from vit_jax import config; {check}")
+    assert "vit_jax.config" in modules
+    assert modules.isdisjoint({"tensorflow", "clu.metric_writers"})

@@ -1,0 +1,38 @@
+"""setup.py, requirements/ and the tools agree with each other."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
+
+
+def pins(path: Path) -> dict[str, str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def test_lowest_txt_holds_the_lower_bounds_of_setup_py():
+    text = (ROOT / "setup.py").read_text(encoding="utf-8")
+    bounds = re.findall(r'"([\w-]+)(?:\[\w+\])?>=([\w.]+)', text)
+    assert len(bounds) > 10
+    assert dict(bounds) == pins(ROOT / "requirements" / "lowest.txt")
+
+
+@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
+def test_locks_hold_nothing_but_names_and_versions(path: Path):
+    """No address, no local path: a lock must work from any package index."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        assert re.fullmatch(r"#.*|[a-z0-9-]+==[\w.]+", line), line
+        assert "://" not in line
+
+
+@pytest.mark.parametrize("name", ["lock-py311.txt", "latest.txt"])
+def test_a_lock_covers_what_setup_py_asks_for(name: str):
+    lowest = pins(ROOT / "requirements" / "lowest.txt")
+    # TensorFlow's other name is for other platforms than the one that made the lock.
+    assert set(lowest) - {"tensorflow", "tensorflow-cpu"} <= set(
+        pins(ROOT / "requirements" / name)
+    )

@@ -1,0 +1,169 @@
+"""A run that is killed, however often, ends as the run that was not.
+
+Everything random is on: dropout, stochastic depth, mixup, augmentation, accumulation
+and the average. The processes are real, and the kills come from outside.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import cli
+from vit_jax import config, data, models
+
+STEPS = 60
+# The campaign of a release: VIT_JAX_KILLS=30 make test-slow.
+KILLS = int(os.environ.get("VIT_JAX_KILLS", "3"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """The run without a kill, and its wall seconds."""
+    import time
+
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    cli.run(f"--config={cli.EVERYTHING}", f"--workdir={workdir}/warm-up")  # the cache
+    began = time.monotonic()
+    cli.run(f"--config={cli.EVERYTHING}", f"--workdir={workdir}")
+    return workdir, time.monotonic() - began
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_resume_is_exact(
+    number: signal.Signals, uninterrupted: tuple[Path, float], tmp_path: Path
+) -> None:
+    whole, seconds = uninterrupted
+    check_randomness(whole)
+    args = f"--config={cli.EVERYTHING}", f"--workdir={tmp_path}"
+    random = np.random.default_rng(KILLS)
+    kills = uncommitted = 0
+
+    def half_written() -> bool:
+        return any((tmp_path / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+    # First one kill while a checkpoint is being written; then at random times.
+    moments = [lambda _: half_written()]
+    moments += [
+        functools.partial(lambda at, now: now > at, at)
+        for at in random.uniform(0, seconds, KILLS)
+    ]
+    for moment in moments:
+        code, output = cli.run_and_signal(moment, number, *args)
+        uncommitted += number == signal.SIGKILL and half_written()
+        assert code in (-number, 75, 0), output
+        kills += code != 0
+        if code == 75:
+            assert "stopped: " in output
+            assert "run the same command" in output
+    print(f"{kills} kills, {uncommitted} with an uncommitted checkpoint directory")
+    cli.run(*args)
+
+    assert kills > KILLS / 2
+    if number == signal.SIGKILL:
+        assert uncommitted >= 1
+    lines = cli.metric_lines(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert lines == cli.metric_lines(whole)
+    cli.assert_same_bits(
+        cli.saved_arrays(tmp_path, STEPS), cli.saved_arrays(whole, STEPS)
+    )
+    assert cli.saved_steps(tmp_path) == cli.saved_steps(whole)
+
+
+def test_a_signal_during_compilation(tmp_path: Path) -> None:
+    """Ends at once, though the compiler does not return to Python for seconds."""
+    args = f"--config={cli.EVERYTHING}", f"--workdir={tmp_path}"
+    before = (tmp_path / "parameters.txt").exists
+    code, output = cli.run_and_signal(
+        lambda _: before(), signal.SIGTERM, *args, "--config.compilation_cache=none"
+    )
+    assert code == 75, output
+    assert "nothing was saved yet" in output
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_signal_during_an_evaluation(tmp_path: Path) -> None:
+    """The evaluation is owed, and done first by the run that goes on."""
+    # 2,000 batches of one image: the evaluation after step 10 takes a while.
+    args = (
+        f"--config={cli.EVERYTHING}",
+        "--config.total_steps=12",
+        "--config.evals.test.split=test",
+        "--config.evals.test.batch_size=1",
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    cli.run(*args, f"--workdir={whole}")
+
+    def in_evaluation(_: float) -> bool:  # line 9 is written once step 10 is under way
+        path = killed / "metrics.jsonl"
+        return path.exists() and len(path.read_text().splitlines()) >= 9
+
+    code, output = cli.run_and_signal(
+        in_evaluation, signal.SIGTERM, *args, f"--workdir={killed}"
+    )
+    assert code == 75, output
+    position = killed / "checkpoints" / "10" / "position" / "metadata"
+    assert json.loads(position.read_text())["pending"]["train/loss"] > 0
+    assert [line["step"] for line in cli.metric_lines(killed)] == list(range(1, 10))
+    cli.run(*args, f"--workdir={killed}")
+    assert cli.metric_lines(killed) == cli.metric_lines(whole)
+    cli.assert_same_bits(cli.saved_arrays(killed, 12), cli.saved_arrays(whole, 12))
+
+
+def check_randomness(workdir: Path) -> None:
+    """The first gradients of a run, computed a second way from the documented keys.
+
+    Step s uses k = fold_in(key(seed), s), whose halves are of mixup and of dropout;
+    micro-batch i has fold_in(dropout, i) and the rows i, i + m, i + 2m, ... The first
+    learning rate of a warm-up is 0, so that the initial parameters serve two steps.
+    """
+    c = config.load(cli.EVERYTHING, []).to_dict()
+    dataset = data.make(**c["data"])
+    size, parts = c["batch_size"], c["accumulation_steps"]
+    model = models.create(**c["model"] | {"num_classes": 10})
+    params = model.init(jax.random.key(c["seed"]), jnp.zeros((1, 28, 28, 3)))["params"]
+    lines = cli.metric_lines(workdir)
+
+    @jax.grad
+    def gradient(params, images, targets, key):  # of the mean over the whole batch
+        variables, rngs = {"params": params}, {"dropout": key}
+        logits = model.apply(variables, images, train=True, rngs=rngs)
+        return -jnp.sum(jax.nn.log_softmax(logits) * targets) / size
+
+    batches = dataset.train_batches(
+        batch_size=size, seed=c["seed"], start_step=0, total_steps=2
+    )
+    for step, batch in enumerate(batches):
+        # The data's randomness: golden bits of crops, flips and order.
+        digest = hashlib.sha256(batch["image"].tobytes() + batch["label"].tobytes())
+        assert digest.hexdigest()[:16] == GOLDEN_BATCHES[step]
+        key = jax.random.fold_in(jax.random.key(c["seed"]), step)
+        mix_key, dropout_key = jax.random.split(key)
+        images = (batch["image"] / np.float32(255) - 0.5) / np.float32(0.5)
+        targets = np.eye(10, dtype=np.float32)[batch["label"]] * 0.9 + 0.01
+        share = np.asarray(jax.random.beta(mix_key, c["mixup"], c["mixup"]))
+        share = max(share, 1 - share)
+        images = share * images + (1 - share) * np.roll(images, 1, axis=0)
+        targets = share * targets + (1 - share) * np.roll(targets, 1, axis=0)
+        grads = jax.tree.map(jnp.zeros_like, params)
+        for i in range(parts):
+            micro_key = jax.random.fold_in(dropout_key, i)
+            part = images[i::parts], targets[i::parts], micro_key
+            grads = jax.tree.map(jnp.add, grads, gradient(params, *part))
+        squares = [float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)]
+        # The head starts at zero, so that the loss is log(10) with any key; the head's
+        # gradient holds the features, which depend on all of them.
+        expected = math.sqrt(sum(squares))
+        np.testing.assert_allclose(lines[step]["train/grad_norm"], expected, rtol=1e-5)
+
+
+GOLDEN_BATCHES = ("f9f41ccde99e15f1", "28ff630eaa91dd41")

@@ -1,0 +1,170 @@
+"""What training keeps, where it starts from and how it ends, by the command line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import cli
+
+NAMES = (
+    "train/loss",
+    "train/learning_rate",
+    "train/grad_norm",
+    "train/update_norm",
+    "train/param_norm",
+    "train/examples_seen",
+    "train/epoch",
+    "timing/images_per_s",
+    "timing/images_per_s_per_device",
+    "timing/step_s",
+    "timing/data_wait_share",
+    "timing/eta_s",
+    "test/accuracy",
+    "test/raw/accuracy",
+    "test/loss",
+    "test/examples",
+)
+ARGS = (f"--config={cli.EVERYTHING}", "--config.total_steps=40")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("finished")
+    output = cli.run(
+        *ARGS, f"--workdir={workdir}", "--config.checkpoint.keep_period=14"
+    )
+    assert "Finished at step 40" in output
+    assert "tensorboard --logdir" in output
+    return workdir
+
+
+def test_what_a_workdir_holds(finished: Path) -> None:
+    lines = cli.metric_lines(finished, timing=True)
+    last = lines[-1]
+    for name in NAMES:
+        assert name in last, name
+    assert last["train/examples_seen"] == 40 * 16
+    assert last["train/epoch"] == 40 * 16 / 8000
+    assert last["test/examples"] == 200
+    assert "Total: " in (finished / "parameters.txt").read_text()
+    assert json.loads((finished / "config.json").read_text())["optim"]["b1"] is None
+    assert any((finished / "tensorboard").iterdir())
+
+
+def test_what_is_kept(finished: Path) -> None:
+    """The newest two, each 14th, and the best, which ties leave where it was."""
+    results = {
+        line["step"]: line["test/accuracy"]
+        for line in cli.metric_lines(finished)
+        if "test/accuracy" in line
+    }
+    best = max(results, key=lambda step: (results[step], -step))
+    assert list(results) == [10, 20, 30, 40]
+    saved_for_best = {s for s in results if results[s] > max(
+        (results[t] for t in results if t < s), default=-1)}  # fmt: skip
+    newest = sorted(saved_for_best | {7, 14, 21, 28, 35, 40})[-2:]
+    assert cli.saved_steps(finished) == sorted({14, 28, best, *newest})
+    position = finished / "checkpoints" / "40" / "position" / "metadata"
+    assert json.loads(position.read_text())["best_step"] == best
+
+
+def test_a_finished_run_is_left_alone(finished: Path) -> None:
+    before = (finished / "metrics.jsonl").read_bytes()
+    output = cli.run(
+        *ARGS, f"--workdir={finished}", "--config.checkpoint.keep_period=14"
+    )
+    assert "Finished at step 40" in output
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_evaluate_only(finished: Path, tmp_path: Path) -> None:
+    """Of the best step, by itself and from another workdir; the averaged weights."""
+    results = {
+        line["step"]: line["test/accuracy"]
+        for line in cli.metric_lines(finished)
+        if "test/accuracy" in line
+    }
+    best = max(results.values())
+    own = cli.run(*ARGS, f"--workdir={finished}", "--evaluate_only")
+    assert f"test/accuracy: {best}" in own
+    other = cli.run(
+        *ARGS,
+        f"--workdir={tmp_path}",
+        "--evaluate_only",
+        f"--config.init_from={finished}/checkpoints/40",
+    )
+    assert f"test/accuracy: {results[40]}" in other
+    record = json.loads((tmp_path / "evals" / "40.json").read_text())
+    assert record["test/accuracy"] == results[40]
+    cli.run(*ARGS, f"--workdir={tmp_path}/empty", "--evaluate_only", expect=2)
+
+
+def test_init_from_takes_the_weights_only(finished: Path, tmp_path: Path) -> None:
+    source = f"--config.init_from={finished}/checkpoints/40"
+    workdir = f"--workdir={tmp_path}"
+    cli.run(*ARGS, workdir, source, "--config.optim.learning_rate=0")
+    new, old = cli.saved_arrays(tmp_path, 40), cli.saved_arrays(finished, 40)
+    for name in new:
+        if name.startswith("params"):
+            np.testing.assert_array_equal(new[name], old["ema_" + name])
+    assert new["rest['step']"] == 40
+
+
+def test_resume_takes_the_whole_state(finished: Path, tmp_path: Path) -> None:
+    """40 steps here and 20 in another workdir are the 60 of one run... of one config."""
+    longer = (f"--config={cli.EVERYTHING}", "--config.optim.schedule=constant")
+    cli.run(*longer, f"--workdir={tmp_path}/a", "--config.total_steps=20")
+    cli.run(
+        *longer,
+        f"--workdir={tmp_path}/b",
+        f"--config.resume={tmp_path}/a",
+        "--config.total_steps=30",
+    )
+    cli.run(*longer, f"--workdir={tmp_path}/c", "--config.total_steps=30")
+    assert [x["step"] for x in cli.metric_lines(tmp_path / "b")] == list(range(21, 31))
+    cli.assert_same_bits(
+        cli.saved_arrays(tmp_path / "b", 30), cli.saved_arrays(tmp_path / "c", 30)
+    )
+
+
+def test_a_broken_newest_checkpoint_falls_back(finished: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished, workdir)
+    newest, before = cli.saved_steps(workdir)[::-1][:2]
+    for path in sorted((workdir / "checkpoints" / str(newest)).rglob("*")):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    output = cli.run(*ARGS, f"--workdir={workdir}")
+    assert f"checkpoint of step {newest}" in output
+    assert "cannot be read" in output
+    assert f"Goes on from step {before}" in output
+    assert (workdir / "broken_checkpoints" / f"{newest}.0").is_dir()
+    repaired, whole = cli.saved_arrays(workdir, 40), cli.saved_arrays(finished, 40)
+    cli.assert_same_bits(repaired, whole)
+    assert cli.metric_lines(workdir) == cli.metric_lines(finished)
+
+
+def test_a_non_finite_loss_stops_the_run(tmp_path: Path) -> None:
+    args = (
+        f"--config={cli.EVERYTHING}",
+        f"--workdir={tmp_path}",
+        "--config.optim.name=sgd",
+        "--config.optim.learning_rate=1e9",
+        "--config.optim.warmup_steps=12",
+        "--config.optim.clip_norm=none",
+    )
+    output = cli.run(*args, expect=70)
+    assert "Traceback" not in output
+    assert "error: step" in output
+    last = cli.saved_steps(tmp_path)[-1:]
+    for step in last:  # what was saved is finite
+        for name, array in cli.saved_arrays(tmp_path, step).items():
+            assert np.isfinite(array).all(), name
+
+
+def test_profile_writes_a_trace(tmp_path: Path) -> None:
+    cli.run(*ARGS, f"--workdir={tmp_path}", "--config.profile=5,7")
+    assert list(tmp_path.glob("tensorboard/plugins/profile/*/*.xplane.pb"))

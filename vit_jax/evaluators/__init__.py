@@ -1,0 +1,7 @@
+"""Evaluations that run during training and alone, by their type in the config."""
+
+from vit_jax.evaluators.classification import Classification
+
+EVALUATORS = {"classification": Classification}
+
+__all__ = ["EVALUATORS", "Classification"]

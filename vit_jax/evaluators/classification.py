@@ -1,0 +1,110 @@
+"""Accuracy and loss over a split; every example counts exactly once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vit_jax import data as datasets
+from vit_jax import sharding, steps
+from vit_jax.errors import UserError
+from vit_jax.state import Params
+
+
+class Classification:
+    """One entry of `config.evals` with `type="classification"`."""
+
+    def __init__(
+        self,
+        name: str,
+        mesh: Mesh,
+        training_data: dict[str, Any],
+        training_batch_size: int,
+        *,
+        type: str = "classification",
+        every: int | None = None,
+        split: str = "test",
+        batch_size: int | None = None,
+        data: dict[str, Any],
+    ) -> None:
+        """Opens the data.
+
+        Args:
+          name: of the entry; results are called NAME/accuracy, NAME/loss.
+          mesh: that the batches are laid out over.
+          training_data: `config.data`, which holds but for what is said here.
+          training_batch_size: `config.batch_size`, the default of `batch_size`.
+          type: read by the table of evaluators.
+          every: steps between evaluations; None is once, at the end.
+          split: of the data.
+          batch_size: global.
+          data: keys of `config.data` that differ for this evaluation.
+        """
+        if every is not None and every < 1:
+            raise UserError(
+                f"config.evals.{name}.every is {every}: at least 1, or none"
+            )
+        self.name, self.every = name, every
+        self.batch_size = batch_size or training_batch_size
+        key = f"evals.{name}.batch_size" if batch_size else "batch_size"
+        sharding.check_batch_size(mesh, self.batch_size, key=key)
+        self.dataset = datasets.make(**training_data | data | {"split": split})
+        self._mesh = mesh
+        self._sharding = sharding.batch_sharding(mesh)
+        self._rows = sharding.process_rows(self._sharding, self.batch_size)
+
+    def check(self, num_classes: int) -> None:
+        """Refuses data that cannot be read or does not fit the head."""
+        self.dataset.check(
+            num_classes=num_classes, train=False, batch_size=self.batch_size
+        )
+
+    def due(self, step: int, total_steps: int) -> bool:
+        return step == total_steps or (
+            self.every is not None and step % self.every == 0
+        )
+
+    def compile(self, make_eval_step: Callable[..., Any], params: Params) -> None:
+        """Compiles the step for abstract parameters."""
+        batch = steps.abstract_batch(
+            self._mesh,
+            self.batch_size,
+            self.dataset.image_shape,
+            label_classes=self.dataset.label_classes,
+        )
+        eval_step = make_eval_step(mean=self.dataset.mean, std=self.dataset.std)
+        self._step = steps.compile_eval_step(eval_step, self._mesh, params, batch)
+
+    def run(self, params: Params, check: Callable[[], None]) -> dict[str, float | int]:
+        """Accuracy, mean loss and number of examples.
+
+        Args:
+          params: of the model, laid out as those that `compile` was given.
+          check: called once a batch; what it raises ends the evaluation.
+        """
+        totals = {"correct": 0, "loss": 0.0, "examples": 0}
+        pending: dict[str, jax.Array] | None = None
+        batches = self.dataset.eval_batches(batch_size=self.batch_size, rows=self._rows)
+        for batch in batches:
+            check()
+            on_device = sharding.put_batch(batch, self._sharding, self._rows)
+            sums = self._step(params, on_device)
+            if pending is not None:  # read a batch late: the device does not wait
+                add(totals, pending)
+            pending = sums
+        if pending is not None:
+            add(totals, pending)
+        count = totals["examples"]
+        return {
+            f"{self.name}/accuracy": totals["correct"] / count,
+            f"{self.name}/loss": totals["loss"] / count,
+            f"{self.name}/examples": int(count),
+        }
+
+
+def add(totals: dict[str, Any], sums: dict[str, jax.Array]) -> None:
+    """Adds sums from the device to Python numbers: exact ints, float64 losses."""
+    for name, value in jax.device_get(sums).items():
+        totals[name] += np.asarray(value).item()

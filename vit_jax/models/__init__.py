@@ -1,0 +1,72 @@
+"""Models by name; the only part of vit_jax that knows Flax Linen."""
+
+import dataclasses
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from vit_jax.errors import UserError, did_you_mean
+from vit_jax.models import layers, variants
+from vit_jax.models.variants import list_models
+from vit_jax.models.vit import VisionTransformer
+
+__all__ = ["MODELS", "VisionTransformer", "create", "layers", "list_models"]
+
+MODELS = {"vit": VisionTransformer}
+
+
+def create(
+    *, name: Literal["vit"] = "vit", variant: str | None = None, **fields: Any
+) -> VisionTransformer:
+    """Builds a model from the keys of `config.model`.
+
+    Args:
+      name: of the architecture, a key of `MODELS`.
+      variant: a published size and a patch size, such as "B/16"; see `list_models`.
+      **fields: fields of the model. They win over the variant; None means not given.
+
+    Raises:
+      UserError: a key or a value is unknown, or a field has no value.
+
+    >>> create(variant="Ti/16", num_classes=10, depth=3).width
+    192
+    """
+    if name not in MODELS:
+        raise UserError(f'model.name="{name}" is unknown: {did_you_mean(name, MODELS)}')
+    known = {f.name: f for f in dataclasses.fields(MODELS[name])}
+    del known["name"], known["parent"]  # Linen's own
+    for key in fields:
+        if key not in known:
+            raise UserError(f"model.{key} is unknown: {did_you_mean(key, known)}")
+    values: dict[str, Any] = {} if variant is None else {**variants.expand(variant)}
+    values |= {key: value for key, value in fields.items() if value is not None}
+    missing = [
+        key
+        for key, field in known.items()
+        if field.default is dataclasses.MISSING and key not in values
+    ]
+    if missing:
+        raise UserError(
+            f"the model has no {', '.join(missing)}: set model.variant, for example to "
+            f'"B/16", or set model.{missing[0]}'
+        )
+    _check_choices(MODELS[name], values)
+    return MODELS[name](**values)
+
+
+def _check_choices(model: type, values: dict[str, Any]) -> None:
+    """Names the valid values where a field takes one, or a tuple, of a few."""
+    hints = get_type_hints(model)
+    for key, value in values.items():
+        valid = _choices(hints[key])
+        for given in value if isinstance(value, tuple) else (value,):
+            if valid and given not in valid:
+                raise UserError(
+                    f'model.{key}="{given}" is unknown: '
+                    + did_you_mean(str(given), valid)
+                )
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """The values of every `Literal` within a type."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return tuple(choice for part in get_args(hint) for choice in _choices(part))

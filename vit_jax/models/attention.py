@@ -1,0 +1,127 @@
+"""Multi-head attention, from a source to a target or from an input to itself.
+
+Axes: b batch, q queries (target), s keys and values (source), n tokens, d width,
+h heads, k head dim.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+
+def dot_product_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    dropout: float = 0.0,
+    dropout_rng: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`softmax(q k^T / sqrt(k)) v` for each head: equations (6) and (7) of the paper.
+
+    Scores and softmax are in float32 whatever the inputs are: bfloat16 has 8 bits of
+    mantissa, so a score of 20 would be off by up to 0.06, a weight by 6%.
+
+    Args:
+      query: [b, q, h, k].
+      key: [b, s, h, k].
+      value: [b, s, h, k].
+      dropout: the share of weights that is dropped, the others growing to make up
+        for it; used only with `dropout_rng`.
+      dropout_rng: a key; None means no dropout.
+
+    Returns:
+      What was attended to [b, q, h, k], in the dtype of `value`, and the weights
+      before dropout [b, h, q, s], in float32.
+
+    >>> query, key = jnp.ones((1, 1, 1, 2)), jnp.zeros((1, 4, 1, 2))
+    >>> out, weights = dot_product_attention(query, key, value=key + 1)
+    >>> out.tolist(), weights.tolist()
+    ([[[[1.0, 1.0]]]], [[[[0.25, 0.25, 0.25, 0.25]]]])
+    """
+    precise = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("bqhk,bshk->bhqs", query, key, preferred_element_type=precise)
+    weights = jax.nn.softmax(scores * query.shape[-1] ** -0.5, axis=-1)  # [b, h, q, s]
+    kept = weights
+    if dropout_rng is not None:
+        keep = jax.random.bernoulli(dropout_rng, 1.0 - dropout, weights.shape)
+        kept = jnp.where(keep, weights / (1.0 - dropout), 0.0)
+    out = jnp.einsum("bhqs,bshk->bqhk", kept.astype(value.dtype), value)
+    return out, weights
+
+
+class MultiHeadAttention(nn.Module, kw_only=True):
+    """Queries from a target attend to keys and values from a source.
+
+    Self-attention is the case where both are the same. The parameters are those of
+    `flax.linen.MultiHeadDotProductAttention`: query, key, value with kernels [d, h, k]
+    and biases [h, k], out with kernel [h, k, d] and bias [d]; with `qk_norm` also
+    query_ln and key_ln with scales [k] (arXiv:2302.05442).
+
+    The projections and the result of attention carry the names "q", "k", "v" and
+    "attn_o" for `jax.checkpoint_policies.save_only_these_names`.
+    """
+
+    num_heads: int
+    dropout: float = 0.0
+    qk_norm: bool = False
+    layer_norm_epsilon: float = 1e-6
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, target: jax.Array, source: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns what was attended to [b, q, d] and the weights [b, h, q, s].
+
+        Args:
+          target: [b, q, d], asks.
+          source: [b, s, d], answers.
+          train: drop weights; needs the "dropout" rng when `dropout` > 0.
+
+        The weights are float32 and as they were before dropout. They cost nothing
+        under `jax.jit` where they are not used.
+        """
+        width = target.shape[-1]
+        query = self._project("query", target, width)  # [b, q, h, k]
+        key = self._project("key", source, width)  # [b, s, h, k]
+        value = self._project("value", source, width)
+        query = checkpoint_name(query, "q")
+        key = checkpoint_name(key, "k")
+        value = checkpoint_name(value, "v")
+        if self.qk_norm:
+            query, key = self._norm("query_ln", query), self._norm("key_ln", key)
+        rng = self.make_rng("dropout") if train and self.dropout else None
+        out, weights = dot_product_attention(
+            query, key, value, dropout=self.dropout, dropout_rng=rng
+        )
+        out = checkpoint_name(out, "attn_o")
+        out = nn.DenseGeneral(
+            width,
+            axis=(-2, -1),
+            kernel_init=nn.initializers.xavier_uniform(),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="out",
+        )(out)  # [b, q, d]
+        return out, weights
+
+    def _project(self, name: str, x: jax.Array, width: int) -> jax.Array:
+        return nn.DenseGeneral(
+            (self.num_heads, width // self.num_heads),
+            kernel_init=nn.initializers.xavier_uniform(),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name=name,
+        )(x)
+
+    def _norm(self, name: str, x: jax.Array) -> jax.Array:
+        return nn.LayerNorm(
+            self.layer_norm_epsilon,
+            use_bias=False,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name=name,
+        )(x)

@@ -1,0 +1,315 @@
+"""The Vision Transformer (Dosovitskiy et al., 2020, arXiv:2010.11929).
+
+Axes: b batch, H and W image height and width, c channels, p patch size, N patches,
+n tokens (N, and one for the class), d width, h heads.
+
+    z_0  = [x_class; x_p^1 E; ...; x_p^N E] + E_pos     (1)
+    z'_l = MSA(LN(z_{l-1})) + z_{l-1}                   (2)
+    z_l  = MLP(LN(z'_l)) + z'_l                         (3)
+    y    = LN(z_L^0)                                    (4)
+
+The names and shapes of the parameters are those of the checkpoints published with
+Flax Linen. They are an interface, and every module is named for that reason.
+"""
+
+import functools
+from collections.abc import Callable, Collection
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.errors import UserError, did_you_mean
+from vit_jax.models.blocks import MAPHead
+from vit_jax.models.encoder import Encoder, Name, RematPolicy, lifted_block
+
+
+def _identity(x: jax.Array) -> jax.Array:
+    return x
+
+
+class VisionTransformer(nn.Module, kw_only=True):
+    """A Vision Transformer; its fields are the keys of `config.model`.
+
+    Attributes:
+      num_classes: outputs of the head; None or 0 leaves the head out.
+      patch_size: height and width of a patch in pixels, or one number for both.
+      width: of the tokens (D in the paper). `num_heads` must divide it.
+      depth: number of encoder layers (L).
+      mlp_dim: width of the MLP's hidden layer.
+      num_heads: attention heads of each layer.
+      pool: what the head sees: "token" a class token that is put before the patches,
+        "gap" the mean over patches, "map" attention pooling (arXiv:2106.04560), "none"
+        every token for itself.
+      posemb: position embeddings: "learn" (one for each token), "sincos2d" (fixed,
+        needs no class-token position and a width that 4 divides) or "none".
+      representation_size: width of a tanh layer before the head, which the paper has
+        in pre-training; None leaves it out.
+      dropout: rate after each dense layer but q, k, v and after the position
+        embeddings, as in the paper's appendix B.1.
+      attention_dropout: rate of dropping attention weights.
+      stochastic_depth: rate of dropping a residual branch in the last layer; layers
+        before it have less in proportion, the first has none.
+      head_bias_init: where the head's bias starts, such as -log(num_classes) for
+        sigmoid losses. The head's kernel starts at zero.
+      qk_norm: LayerNorm over each head of queries and keys (arXiv:2302.05442).
+      gelu: "tanh" approximation, as Flax and the paper's code, or exact "erf", as
+        PyTorch.
+      layer_norm_epsilon: added to the variance in every LayerNorm.
+      dtype: of the computation. Softmax, LayerNorm statistics, pooling and the head
+        are in float32 all the same, and so is the output.
+      param_dtype: of the parameters.
+      scan: layers as one `jax.lax.scan` over stacked parameters, which compiles faster;
+        otherwise as a loop. `models.layers` converts parameters. Random numbers, those
+        of the initialisation too, differ between the two.
+      remat_policy: what the forward pass of a layer keeps for the backward pass: a name
+        in `jax.checkpoint_policies`, or "none" for all that JAX's differentiation asks
+        for. Default: "none" in a loop, "save_only_these_names" in a scan, which without
+        one would stack every intermediate result of every layer.
+      remat_names: the activations that "save_only_these_names" keeps; default all of
+        q, k, v, attn_o (attention before its output projection), mid (between attention
+        and MLP) and up (before GELU).
+      constrain: applied to the tokens [b, n, d] after the embedding and after every
+        layer, for sharding constraints. Not a config key.
+    """
+
+    num_classes: int | None = None
+    patch_size: int | tuple[int, int]
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    pool: Literal["token", "gap", "map", "none"] = "token"
+    posemb: Literal["learn", "sincos2d", "none"] = "learn"
+    representation_size: int | None = None
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    head_bias_init: float = 0.0
+    qk_norm: bool = False
+    gelu: Literal["tanh", "erf"] = "tanh"
+    layer_norm_epsilon: float = 1e-6
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    scan: bool = False
+    remat_policy: RematPolicy | None = None
+    remat_names: tuple[Name, ...] | None = None
+    constrain: Callable[[jax.Array], jax.Array] = _identity
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        super().__post_init__()
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """What `capture` can name; see `__call__`."""
+        blocks = [f"encoderblock_{layer}" for layer in range(self.depth)]
+        return (
+            "embedding",
+            "posembed_input",
+            *(name + suffix for name in blocks for suffix in ("", "/attention")),
+            "encoder_norm",
+            *(["MAPHead_0/attention"] if self.pool == "map" else []),
+            "pre_logits",
+        )
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        capture: Collection[str] | None = None,
+    ) -> Any:
+        """Images to logits.
+
+        Args:
+          images: normalised pixels [b, H, W, c] in a floating-point type. The patch
+            size must divide height and width, which need not be equal.
+          train: dropout and stochastic depth are on, and need the rng "dropout".
+          capture: names of features to return, of:
+            embedding: embedded patches, and the class token [b, n, d].
+            posembed_input: the same with position embeddings, equation (1).
+            encoderblock_{l}: tokens after that layer [b, n, d].
+            encoderblock_{l}/attention: its weights, before dropout [b, h, n, n].
+            encoder_norm: equation (4) for all tokens [b, n, d].
+            MAPHead_0/attention: weights of `pool="map"` [b, h, 1, n].
+            pre_logits: what the head sees [b, d], or [b, representation_size].
+
+        Returns:
+          Logits [b, num_classes] in float32; without a head what it would have seen.
+          With `pool="none"` there is a token axis after the first. With `capture` a
+          pair: that, and a dict of the named features.
+
+        Raises:
+          UserError: the patch size does not divide the images, the parameters are for
+            another number of tokens, or a feature has an unknown name.
+        """
+        names = frozenset(capture or ())
+        _check_capture(names, self.feature_names)
+        x, grid = self._embed(images)
+        y, features = self._encoder()(x, grid, train, names)
+        features["embedding"] = x
+
+        precise = jnp.promote_types(self.dtype, jnp.float32)
+        if self.pool == "token":
+            y = y[:, 0]
+        elif self.pool == "gap":
+            y = jnp.mean(y, axis=1, dtype=precise)
+        elif self.pool == "map":
+            y, features["MAPHead_0/attention"] = self._map_head()(y)
+        dense = functools.partial(nn.Dense, dtype=precise, param_dtype=self.param_dtype)
+        y = y.astype(precise)  # [b, d]
+        if self.representation_size:
+            y = nn.tanh(dense(self.representation_size, name="pre_logits")(y))
+        features["pre_logits"] = y
+        if self.num_classes:
+            y = dense(
+                self.num_classes,
+                kernel_init=nn.initializers.zeros,
+                bias_init=nn.initializers.constant(self.head_bias_init),
+                name="head",
+            )(y)
+        if capture is None:
+            return y
+        return y, {name: features[name] for name in names}
+
+    def _embed(self, images: jax.Array) -> tuple[jax.Array, tuple[int, int]]:
+        """Patches times E behind the class token [b, n, d], and the grid of patches."""
+        patch = _pair(self.patch_size)
+        _check_images(images, patch)
+        x = nn.Conv(
+            self.width,
+            patch,
+            strides=patch,
+            padding="VALID",
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="embedding",
+        )(images)  # [b, H / p, W / p, d]
+        batch, rows, columns, width = x.shape
+        x = x.reshape(batch, rows * columns, width)  # [b, N, d]
+        if self.pool == "token":
+            cls = self.param(
+                "cls", nn.initializers.zeros, (1, 1, width), jnp.dtype(self.param_dtype)
+            )
+            cls = jnp.tile(cls.astype(x.dtype), (batch, 1, 1))
+            x = jnp.concatenate([cls, x], axis=1)  # [b, N + 1, d]
+        return x, (rows, columns)
+
+    def _encoder(self) -> Encoder:
+        block = functools.partial(
+            lifted_block(
+                scan=self.scan,
+                depth=self.depth,
+                remat_policy=self.remat_policy,
+                remat_names=self.remat_names,
+            ),
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            stochastic_depth=self.stochastic_depth,
+            qk_norm=self.qk_norm,
+            gelu=self.gelu,
+            layer_norm_epsilon=self.layer_norm_epsilon,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            constrain=self.constrain,
+        )
+        return Encoder(
+            block=block,
+            depth=self.depth,
+            posemb=self.posemb,
+            dropout=self.dropout,
+            stochastic_depth=self.stochastic_depth,
+            layer_norm_epsilon=self.layer_norm_epsilon,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            scan=self.scan,
+            constrain=self.constrain,
+            name="Transformer",
+        )
+
+    def _map_head(self) -> MAPHead:
+        return MAPHead(
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            qk_norm=self.qk_norm,
+            gelu=self.gelu,
+            layer_norm_epsilon=self.layer_norm_epsilon,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="MAPHead_0",
+        )
+
+
+def _pair(patch_size: int | tuple[int, int]) -> tuple[int, int]:
+    if isinstance(patch_size, int):
+        return patch_size, patch_size
+    height, width = patch_size
+    return height, width
+
+
+def _check_fields(model: VisionTransformer) -> None:
+    """What no single field's type says."""
+    for key in ("width", "depth", "mlp_dim", "num_heads"):
+        if getattr(model, key) < 1:
+            raise UserError(f"model.{key}={getattr(model, key)} must be at least 1")
+    for key in ("num_classes", "representation_size"):
+        if (getattr(model, key) or 0) < 0:
+            raise UserError(f"model.{key}={getattr(model, key)} must be at least 0")
+    if min(_pair(model.patch_size)) < 1:
+        raise UserError(f"model.patch_size={model.patch_size} must be at least 1")
+    if model.width % model.num_heads:
+        raise UserError(
+            f"model.num_heads={model.num_heads} does not divide model.width="
+            f"{model.width}: each head takes an equal part of the width"
+        )
+    if model.posemb == "sincos2d" and (model.width % 4 or model.width < 8):
+        raise UserError(
+            f'model.posemb="sincos2d" needs a width of 8, 12, 16, ...; model.width='
+            f"{model.width}"
+        )
+    for key in ("dropout", "attention_dropout", "stochastic_depth"):
+        if not 0.0 <= getattr(model, key) < 1.0:
+            raise UserError(
+                f"model.{key}={getattr(model, key)} must be at least 0 and less than 1"
+            )
+    if model.layer_norm_epsilon <= 0.0:
+        raise UserError(
+            f"model.layer_norm_epsilon={model.layer_norm_epsilon} must be above 0"
+        )
+    if model.remat_names is not None and model.remat_policy != "save_only_these_names":
+        raise UserError(
+            f"model.remat_names is only read with model.remat_policy="
+            f'"save_only_these_names", but that is {model.remat_policy!r}'
+        )
+
+
+def _check_capture(names: Collection[str], valid: Collection[str]) -> None:
+    for name in sorted(names):
+        if name not in valid:
+            raise UserError(f'no feature "{name}": {did_you_mean(name, valid)}')
+
+
+def _check_images(images: jax.Array, patch: tuple[int, int]) -> None:
+    if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(
+            "images must be normalised floating-point pixels [batch, height, width, "
+            f"channels]; got {images.dtype} {list(images.shape)}"
+        )
+    hints = []
+    for axis, pixels, size in zip(
+        ("height", "width"), images.shape[1:3], patch, strict=True
+    ):
+        if pixels % size or not pixels:
+            below = pixels // size * size
+            nearest = [str(x) for x in (below, below + size) if x]
+            hints.append(f"nearest {axis} {' or '.join(nearest)}")
+    if hints:
+        raise UserError(
+            f"images of {images.shape[1]} x {images.shape[2]} pixels (height x width) "
+            f"cannot be cut into patches of {patch[0]} x {patch[1]}: {', '.join(hints)}"
+        )

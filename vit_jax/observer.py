@@ -1,0 +1,98 @@
+"""What a run tells of its steps, without making the device wait for the host."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from vit_jax.errors import NonFiniteLossError
+from vit_jax.metrics import MetricLogger
+from vit_jax.timing import StepTimer
+
+Scalars = dict[str, Any]
+
+
+class Observer:
+    """Reads the scalars of each step one step late, and writes them when due."""
+
+    def __init__(
+        self,
+        logger: MetricLogger,
+        timer: StepTimer,
+        *,
+        batch_size: int,
+        num_examples: int,
+        log_every: int,
+        total_steps: int,
+    ) -> None:
+        self.logger, self.timer = logger, timer
+        self._batch_size, self._num_examples = batch_size, num_examples
+        self._log_every, self._total_steps = log_every, total_steps
+        self._newest: tuple[int, Mapping[str, jax.Array]] | None = None
+
+    def push(self, step: int, scalars: Mapping[str, jax.Array]) -> None:
+        """Takes the scalars of a step just dispatched; reads those of the one before.
+
+        By then the device has the next step to do, so it does not wait.
+
+        Raises:
+          NonFiniteLossError: if the step before went wrong.
+        """
+        if self._newest is not None:
+            before, line = self._newest[0], self.drain()
+            if line:
+                self.logger.write(before, line)
+        self._newest = (step, scalars)
+
+    def drain(self) -> Scalars:
+        """The scalars of the newest step, waiting for it; {} if no line is due.
+
+        Raises:
+          NonFiniteLossError: if the step went wrong.
+        """
+        assert self._newest is not None
+        step, on_device = self._newest
+        self._newest = None
+        values = {name: v.item() for name, v in jax.device_get(dict(on_device)).items()}
+        finite = values.pop("finite")
+        line = {f"train/{name}": value for name, value in values.items()}
+        seen = step * self._batch_size - values["bad_examples"]
+        line |= {"train/examples_seen": seen, "train/epoch": seen / self._num_examples}
+        if not finite:
+            self.logger.write(step, line)
+            raise NonFiniteLossError(
+                f"step {step}: the loss is {values['loss']:.4g} with gradient norm "
+                f"{values['grad_norm']:.4g} and update norm {values['update_norm']:.4g}"
+            )
+        if step % self._log_every and step not in (1, self._total_steps):
+            return {}
+        return line | self.timer.report(step)
+
+    def close(self) -> None:
+        self.logger.close()
+
+
+class Tracer:
+    """A trace of some steps for the profiler of TensorBoard or XProf."""
+
+    def __init__(self, workdir: epath.Path, steps: tuple[int, int] | None) -> None:
+        self._directory = workdir / "tensorboard"
+        self._first, self._last = steps or (0, 0)
+        self._running = False
+
+    def before(self, step: int) -> None:
+        if step == self._first:
+            jax.profiler.start_trace(str(self._directory))
+            self._running = True
+
+    def after(self, step: int, state: Any) -> None:
+        """Ends the trace once the device has finished its last step."""
+        if self._running and step >= self._last:
+            jax.block_until_ready(state)
+            self.close()
+
+    def close(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False

@@ -1,0 +1,82 @@
+"""SIGTERM and Ctrl-C: noted at once, acted on where it is safe.
+
+A handler of a signal can run between any two lines, so it only sets a flag. The loop
+asks for it each step; `wait` is for the calls that do not return for minutes (the
+compiler), during which Python would not even run the handler.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, TypeVar
+
+from vit_jax.errors import EXIT_PREEMPTED, Preempted
+
+T = TypeVar("T")
+
+_requested = threading.Event()
+
+
+def install() -> None:
+    """Takes over SIGTERM and SIGINT. A second SIGINT ends the process at once."""
+    signal.signal(signal.SIGTERM, _handle)
+    signal.signal(signal.SIGINT, _handle)
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGINT and _requested.is_set():
+        os._exit(EXIT_PREEMPTED)
+    name = signal.Signals(number).name
+    # os.write: print is not reentrant, and the signal may have interrupted a print.
+    os.write(2, f"\n{name} received: stopping at the next safe point.\n".encode())
+    _requested.set()
+
+
+def requested() -> bool:
+    """Whether a signal has arrived."""
+    return _requested.is_set()
+
+
+def check() -> None:
+    """Raises Preempted if a signal has arrived."""
+    if _requested.is_set():
+        raise Preempted
+
+
+def wait(function: Callable[..., T], *args: Any) -> T:
+    """Calls a function that may block for minutes, and stays interruptible.
+
+    The call runs in a thread of its own while this one waits, so that a signal is
+    seen within 50 ms. A call that is given up goes on in its thread until the process
+    ends: after Preempted, end it with `leave`.
+
+    Raises:
+      Preempted: if a signal arrives before the function returns.
+    """
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            result.append(function(*args))
+        except BaseException as error:  # handed to the caller's thread below
+            failure.append(error)
+
+    thread = threading.Thread(target=call, daemon=True, name="interruptible call")
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=0.05)
+        check()
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+def leave(code: int) -> None:
+    """Ends the process without joining threads, which may be inside the compiler."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

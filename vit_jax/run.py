@@ -1,0 +1,272 @@
+"""A run: every part that a config names, built and checked against the others.
+
+The keyword-only parameters of `Run` are the top-level keys of a config, and each
+section is splatted into the function that owns it. Past this file there are only
+values and objects; nobody reads a config.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+from etils import epath
+
+from vit_jax import data as datasets
+from vit_jax import losses, models, preemption, sharding, state, steps
+from vit_jax import optim as optimizers
+from vit_jax.errors import UserError
+from vit_jax.evaluators import EVALUATORS
+from vit_jax.state import TrainState
+from vit_jax.timing import StepTimer
+
+
+class Run:
+    """The parts of a run. Making one touches the devices and reads the data's index."""
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        batch_size: int,
+        total_steps: int | None = None,
+        total_epochs: float | None = None,
+        accumulation_steps: int = 1,
+        mixup: float = 0.0,
+        ema: float | None = None,
+        log_every: int = 50,
+        profile: tuple[int, int] | None = None,
+        resume: str | None = None,
+        init_from: str | None = None,
+        compilation_cache: str | None = "~/.cache/vit_jax",
+        model: dict[str, Any],
+        data: dict[str, Any],
+        loss: dict[str, Any],
+        optim: dict[str, Any],
+        mesh: dict[str, Any],
+        checkpoint: dict[str, Any],
+        evals: dict[str, Any],
+    ) -> None:
+        """Builds the parts.
+
+        Args:
+          seed: all randomness is a function of it and of the step.
+          batch_size: global.
+          total_steps: this or `total_epochs`, exactly one.
+          total_epochs: steps are ceil(epochs * examples / batch_size).
+          accumulation_steps: micro-batches whose gradients make one update.
+          mixup: alpha of the Beta distribution that mixes pairs of images; 0 is off.
+          ema: decay of the average of the parameters that evaluation uses; None is off.
+          log_every: steps between lines in metrics.jsonl.
+          profile: (first, last) step of a trace for TensorBoard's profiler.
+          resume: a workdir whose full state a fresh workdir starts from.
+          init_from: a workdir whose weights a fresh workdir starts from.
+          compilation_cache: a folder that keeps compiled programs; None is off.
+          model: see `models.create`; the other sections: see their owners in
+            `vit_jax.config.owners`.
+
+        Raises:
+          UserError: if a value is out of its range or two do not go together.
+        """
+        check_ranges(batch_size, accumulation_steps, mixup, ema, log_every, profile)
+        use_compilation_cache(compilation_cache)
+        self.seed, self.batch_size, self.log_every = seed, batch_size, log_every
+        self.profile, self.resume, self.init_from = profile, resume, init_from
+        self.checkpoint = checkpoint
+
+        self.dataset = datasets.make(**data)
+        self.num_classes = head_width(model["num_classes"], self.dataset.num_classes)
+        self.total_steps = resolve_steps(
+            total_steps, total_epochs, self.dataset.num_examples, batch_size
+        )
+        self.mesh = sharding.make_mesh(**mesh)
+        sharding.check_batch_size(
+            self.mesh, batch_size, parts=accumulation_steps, key="batch_size"
+        )
+        self.batch_sharding = sharding.batch_sharding(self.mesh)
+        self.rows = sharding.process_rows(self.batch_sharding, batch_size)
+        self.evaluators = [
+            EVALUATORS[entry["type"]](name, self.mesh, data, batch_size, **entry)
+            for name, entry in evals.items()
+        ]
+
+        self.model = models.create(**model | {"num_classes": self.num_classes}).clone(
+            constrain=sharding.residual_constraint(self.mesh)
+        )
+        sharding.check_tensor(
+            self.mesh, num_heads=self.model.num_heads, mlp_dim=self.model.mlp_dim
+        )
+        shapes = state.abstract_params(self.model, self.dataset.image_shape)
+        self.parameters = shapes
+        self.tx, self.schedule = optimizers.make(shapes, self.total_steps, **optim)
+        self.initialize = state.make_initializer(
+            self.model,
+            self.tx,
+            self.dataset.image_shape,
+            ema=ema is not None,
+            seed=seed,
+        )
+        self.abstract_state = state.abstract_state(self.initialize, self.mesh)
+        of_loss = {"loss": losses.make(**loss), "num_classes": self.num_classes}
+        self._train_step = steps.make_train_step(
+            self.model.apply,
+            self.tx,
+            self.schedule,
+            mean=self.dataset.mean,
+            std=self.dataset.std,
+            seed=seed,
+            mixup=mixup,
+            accumulation_steps=accumulation_steps,
+            ema=ema,
+            **of_loss,
+        )
+        self._make_eval_step = functools.partial(
+            steps.make_eval_step, self.model.apply, **of_loss
+        )
+
+    def check_data(self, *, train: bool = True) -> None:
+        """Reads a batch of all that training and the evaluations will read."""
+        if train:
+            self.dataset.check(
+                num_classes=self.num_classes, train=True, batch_size=self.batch_size
+            )
+        for evaluator in self.evaluators:
+            preemption.check()
+            evaluator.check(self.num_classes)
+
+    def compile_train_step(self) -> Any:
+        batch = steps.abstract_batch(
+            self.mesh,
+            self.batch_size,
+            self.dataset.image_shape,
+            label_classes=self.dataset.label_classes,
+        )
+        return steps.compile_train_step(
+            self._train_step, self.mesh, self.abstract_state, batch
+        )
+
+    def compile_evaluators(self) -> None:
+        for evaluator in self.evaluators:
+            evaluator.compile(self._make_eval_step, self.abstract_state.params)
+
+    def batches(self, start_step: int) -> Any:
+        """Global batches on the devices, for the steps after `start_step`."""
+        for batch in self.dataset.train_batches(
+            batch_size=self.batch_size,
+            seed=self.seed,
+            start_step=start_step,
+            total_steps=self.total_steps,
+            rows=self.rows,
+        ):
+            yield sharding.put_batch(batch, self.batch_sharding, self.rows)
+
+    def pauses_at(self, step: int) -> bool:
+        """Whether something besides training is due after this step."""
+        return step == self.total_steps or any(
+            evaluator.due(step, self.total_steps) for evaluator in self.evaluators
+        )
+
+    def evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
+        """Results of the evaluations that are due, with the averaged parameters too.
+
+        Where there is an average, NAME/... is of it and NAME/raw/... of the parameters.
+
+        Raises:
+          Preempted: if a signal arrives meanwhile.
+        """
+        results: dict[str, Any] = {}
+        for evaluator in self.evaluators:
+            if evaluator.due(step, self.total_steps):
+                results |= evaluator.run(state.best_params, preemption.check)
+                if state.ema_params is not None:
+                    raw = evaluator.run(state.params, preemption.check)
+                    prefix = f"{evaluator.name}/"
+                    results |= {
+                        f"{prefix}raw/{k.removeprefix(prefix)}": v
+                        for k, v in raw.items()
+                    }
+        return results
+
+    def timer(self, start_step: int) -> StepTimer:
+        return StepTimer(
+            batch_size=self.batch_size,
+            total_steps=self.total_steps,
+            start_step=start_step,
+            num_devices=self.mesh.size,
+        )
+
+
+def check_ranges(
+    batch_size: int,
+    accumulation_steps: int,
+    mixup: float,
+    ema: float | None,
+    log_every: int,
+    profile: tuple[int, int] | None,
+) -> None:
+    """Refuses values that are out of range, by name."""
+    for name, value in (
+        ("batch_size", batch_size),
+        ("accumulation_steps", accumulation_steps),
+        ("log_every", log_every),
+    ):
+        if value < 1:
+            raise UserError(f"config.{name} is {value}: it should be at least 1")
+    if mixup < 0:
+        raise UserError(f"config.mixup is {mixup}: it should be 0 (off) or more")
+    if ema is not None and not 0 < ema < 1:
+        raise UserError(f"config.ema is {ema}: it should lie between 0 and 1, or none")
+    if profile is not None and not 0 < profile[0] <= profile[1]:
+        raise UserError(
+            f"config.profile is {profile}: it should be (first step, last step)"
+        )
+
+
+def resolve_steps(
+    total_steps: int | None,
+    total_epochs: float | None,
+    num_examples: int,
+    batch_size: int,
+) -> int:
+    """Steps of a run, from exactly one of steps and epochs.
+
+    >>> resolve_steps(None, 2.0, 100, 64)
+    4
+    """
+    if (total_steps is None) == (total_epochs is None):
+        raise UserError(
+            f"config.total_steps is {total_steps} and config.total_epochs is "
+            f"{total_epochs}: set exactly one of them, the other to none"
+        )
+    if total_epochs is not None:
+        total_steps = math.ceil(total_epochs * num_examples / batch_size)
+    assert total_steps is not None
+    if total_steps < 1:
+        raise UserError("config.total_steps or config.total_epochs: should be above 0")
+    return total_steps
+
+
+def head_width(num_classes: int | None, in_data: int | None) -> int:
+    """`model.num_classes`, by default as many as the data has."""
+    if num_classes is None and in_data is None:
+        raise UserError(
+            "config.model.num_classes is not set and the data does not say how many "
+            "classes it has: set it"
+        )
+    if num_classes is not None and in_data is not None and num_classes < in_data:
+        raise UserError(
+            f"config.model.num_classes is {num_classes}, but the data has {in_data} "
+            f"classes: set it to {in_data} or leave it out"
+        )
+    width = in_data if num_classes is None else num_classes
+    assert width is not None
+    return width
+
+
+def use_compilation_cache(folder: str | None) -> None:
+    """Keeps compiled programs on disk; JAX_COMPILATION_CACHE_DIR, if set, wins."""
+    if folder is None:
+        jax.config.update("jax_enable_compilation_cache", False)
+    elif jax.config.jax_compilation_cache_dir is None:
+        path = epath.Path(folder).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(path))

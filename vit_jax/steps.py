@@ -1,0 +1,257 @@
+"""The training step and the evaluation step: pure functions of (state, batch).
+
+`compile_train_step` is the only `jax.jit` of the training step.
+
+Axes: `b` batch, `h` height, `w` width, `c` channels, `k` classes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from vit_jax import sharding
+from vit_jax.mixing import mixup as mix
+from vit_jax.state import Params, TrainState, shardings_of
+
+Batch = Mapping[str, jax.Array]
+Scalars = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Scalars]]
+EvalStep = Callable[[Params, Batch], Scalars]
+
+
+def normalize(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """uint8 [b, h, w, c] in 0..255 to float32 with the given mean and std per channel.
+
+    >>> half = jnp.full(3, 0.5)
+    >>> normalize(jnp.full((1, 1, 1, 3), 255, jnp.uint8), half, half)
+    Array([[[[1., 1., 1.]]]], dtype=float32)
+    """
+    return (images.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def make_train_step(
+    apply: Callable[..., jax.Array],
+    tx: optax.GradientTransformation,
+    schedule: Callable[[jax.Array], jax.Array],
+    *,
+    loss: Any,
+    num_classes: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    seed: int,
+    mixup: float,
+    accumulation_steps: int,
+    ema: float | None,
+) -> TrainStep:
+    """The step as a pure function.
+
+    Args:
+      apply: `module.apply`.
+      tx: the optimiser; `schedule` is its learning rate as a function of the step.
+      loss: from `losses.make`.
+      num_classes: k, the width of the head.
+      mean: and `std`, per channel, of images scaled to 0..1.
+      seed: all randomness of step s is a function of (seed, s).
+      mixup: alpha of the Beta distribution; 0 is off.
+      accumulation_steps: micro-batches whose gradients are summed for one update.
+      ema: decay of the average of the parameters, or None.
+
+    Returns:
+      A function (state, batch) -> (state, scalars). The loss is the mean over the
+      examples with a true mask. `finite` tells whether the new state can be trusted.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
+        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), state.step)
+        mixup_key, dropout_key = jax.random.split(key)
+
+        images = normalize(batch["image"], jnp.array(mean), jnp.array(std))
+        targets = loss.targets(batch["label"], num_classes)
+        mask = batch["mask"]
+        if mixup > 0.0:
+            images, targets = mix(mixup_key, images, targets, mask, alpha=mixup)
+        examples = jnp.sum(mask, dtype=jnp.int32)
+
+        def loss_fn(params: Params, part: Batch, key: jax.Array) -> jax.Array:
+            logits = apply(
+                {"params": params}, part["image"], train=True, rngs={"dropout": key}
+            )
+            losses = jnp.where(part["mask"], loss(logits, part["targets"]), 0.0)
+            return jnp.sum(losses) / jnp.maximum(examples, 1)  # of the whole batch
+
+        whole = {"image": images, "targets": targets, "mask": mask}
+        value, grads = accumulate(
+            jax.value_and_grad(loss_fn),
+            state.params,
+            whole,
+            dropout_key,
+            steps=accumulation_steps,
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        update_norm = optax.global_norm(updates)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema_params=average(state.ema_params, params, state.step, decay=ema),
+            bad_examples=state.bad_examples + (mask.size - examples),
+        )
+        return new_state, {
+            "loss": value,
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "grad_norm": optax.global_norm(grads),
+            "update_norm": update_norm,
+            "param_norm": optax.global_norm(params),
+            "bad_examples": new_state.bad_examples,
+            "finite": jnp.isfinite(value) & jnp.isfinite(update_norm),
+        }
+
+    return train_step
+
+
+def accumulate(
+    value_and_grad: Callable[..., tuple[jax.Array, Params]],
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    steps: int,
+) -> tuple[jax.Array, Params]:
+    """Sums value and gradient over `steps` micro-batches, one in memory at a time.
+
+    Micro-batch i holds the rows i, i + steps, i + 2 steps, ...: so every device has its
+    share of each, and no row moves between devices.
+    """
+    if steps == 1:
+        return value_and_grad(params, batch, key)
+
+    def split(x: jax.Array) -> jax.Array:  # [b, ...] -> [steps, b / steps, ...]
+        return x.reshape(x.shape[0] // steps, steps, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total: Any, indexed: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        index, part = indexed
+        new = value_and_grad(params, part, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, new), None
+
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    parts = (jnp.arange(steps), jax.tree.map(split, dict(batch)))
+    return jax.lax.scan(add, zero, parts)[0]
+
+
+def average(
+    ema_params: Params | None, params: Params, step: jax.Array, *, decay: float | None
+) -> Params | None:
+    """The exponential moving average after a step, or None where it is off.
+
+    The decay grows as (1 + step) / (10 + step) up to `decay`, so that the average
+    forgets the initial parameters soon, as in TensorFlow's ExponentialMovingAverage.
+    """
+    if ema_params is None or decay is None:
+        return None
+    decay_now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return optax.incremental_update(params, ema_params, 1.0 - decay_now)
+
+
+def make_eval_step(
+    apply: Callable[..., jax.Array],
+    *,
+    loss: Any,
+    num_classes: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> EvalStep:
+    """A pure function (params, batch) -> sums over the examples with a true mask.
+
+    `correct` counts the examples whose highest logit is (one of) their label(s).
+    """
+
+    def eval_step(params: Params, batch: Batch) -> Scalars:
+        images = normalize(batch["image"], jnp.array(mean), jnp.array(std))
+        logits = apply({"params": params}, images, train=False)
+        mask = batch["mask"]
+        losses = loss(logits, loss.targets(batch["label"], num_classes))
+        return {
+            "correct": jnp.sum(hits(logits, batch["label"]) & mask, dtype=jnp.int32),
+            "loss": jnp.sum(jnp.where(mask, losses, 0.0)),
+            "examples": jnp.sum(mask, dtype=jnp.int32),
+        }
+
+    return eval_step
+
+
+def hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """bool [b]: the highest of the logits [b, k] is a label (int [b] or 0/1 [b, k]).
+
+    >>> hits(jnp.array([[0., 1.], [0., 1.]]), jnp.array([1, 0]))
+    Array([ True, False], dtype=bool)
+    """
+    best = jnp.argmax(logits, axis=-1)
+    if labels.ndim == 1:
+        return best == labels
+    return jnp.take_along_axis(labels, best[:, None], axis=-1)[:, 0] > 0.5
+
+
+def compile_train_step(
+    train_step: TrainStep, mesh: Mesh, state: TrainState, batch: Batch
+) -> Any:
+    """Compiles the step ahead of time; the state is donated.
+
+    Args:
+      train_step: from `make_train_step`.
+      state: abstract or real, with shardings.
+      batch: abstract or real, with shardings.
+    """
+    jitted = jax.jit(
+        train_step,
+        in_shardings=(shardings_of(state), shardings_of(batch)),
+        out_shardings=(shardings_of(state), sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+    return jitted.lower(state, batch).compile()
+
+
+def compile_eval_step(
+    eval_step: EvalStep, mesh: Mesh, params: Params, batch: Batch
+) -> Any:
+    """Compiles an evaluation step ahead of time; the arguments as above."""
+    jitted = jax.jit(
+        eval_step,
+        in_shardings=(shardings_of(params), shardings_of(batch)),
+        out_shardings=sharding.replicated(mesh),
+    )
+    return jitted.lower(params, batch).compile()
+
+
+def abstract_batch(
+    mesh: Mesh,
+    batch_size: int,
+    image_shape: tuple[int, int, int],
+    *,
+    label_classes: int | None,
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """A global batch as `ShapeDtypeStruct`s.
+
+    Args:
+      mesh: that the batch is laid out over.
+      batch_size: global.
+      image_shape: (h, w, c).
+      label_classes: k of labels that are vectors [b, k]; None for class numbers [b].
+    """
+    laid_out = sharding.batch_sharding(mesh)
+
+    def struct(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=laid_out)
+
+    labels = struct((), jnp.int32)
+    if label_classes is not None:
+        labels = struct((label_classes,), jnp.float32)
+    return {
+        "image": struct(image_shape, jnp.uint8),
+        "label": labels,
+        "mask": struct((), jnp.bool_),
+    }

@@ -1,0 +1,240 @@
+"""Training and evaluation: the order of things."""
+
+import contextlib
+import json
+import time
+from typing import Any
+
+import jax
+from etils import epath
+
+from vit_jax import checkpoints, metrics, preemption, workdirs
+from vit_jax.checkpoints import Checkpoints
+from vit_jax.errors import NonFiniteLossError, Preempted, UserError
+from vit_jax.observer import Observer, Scalars, Tracer
+from vit_jax.run import Run
+from vit_jax.state import TrainState, init_state
+
+
+def train_and_evaluate(workdir: epath.Path, config: dict[str, Any]) -> None:
+    """Trains to the end, or until it is stopped; goes on where `workdir` left off.
+
+    Args:
+      workdir: of this run, new or not.
+      config: complete, as `vit_jax.config.load` makes it.
+
+    Raises:
+      UserError: before anything is compiled, if something in the config or in the
+        data cannot work; later, if the disk is full.
+      NonFiniteLossError: when the loss or an update is not finite.
+      Preempted: after a signal, once the state is saved.
+    """
+    started = time.monotonic()
+    workdirs.check_writable(workdir)
+    run = Run(**config)
+    run.check_data()
+    saved = Checkpoints(workdir / "checkpoints", config, **run.checkpoint)
+    saved.check_best(evaluator.name for evaluator in run.evaluators)
+    try:
+        preemption.check()
+        state = first_state(run, saved)
+        workdirs.write_config(workdir, config)
+        overview = metrics.parameter_overview(run.abstract_state.params)
+        workdirs.write_atomically(workdir / "parameters.txt", overview + "\n")
+        announce(workdir, run, saved.position.step, overview)
+        # Ahead of time, in a thread: a signal need not wait for the compiler.
+        train_step = preemption.wait(run.compile_train_step)
+        preemption.wait(run.compile_evaluators)
+        with contextlib.closing(observe(workdir, run, saved)) as observer:
+            train(run, train_step, state, saved, observer, workdir)
+    except (Preempted, NonFiniteLossError) as stop:
+        saved.wait()
+        text = f"{stop}\n" if str(stop) else ""
+        raise type(stop)(text + where_it_stands(saved, workdir)) from None
+    saved.close()
+    summarize(workdir, run, saved, time.monotonic() - started)
+
+
+def train(
+    run: Run,
+    train_step: Any,
+    state: TrainState,
+    saved: Checkpoints,
+    observer: Observer,
+    workdir: epath.Path,
+) -> None:
+    """The loop: from the step of `saved.position` to the last."""
+    position, timer = saved.position, observer.timer
+    if position.pending is not None:  # it was stopped during an evaluation
+        finish_step(run, state, saved, observer, position.pending)
+    tracer = Tracer(workdir, run.profile)
+    batches = run.batches(position.step)
+    with timer.waiting():
+        batch = next(batches, None)
+    with jax.transfer_guard("disallow"):
+        for step in range(position.step + 1, run.total_steps + 1):
+            tracer.before(step)
+            state, scalars = train_step(state, batch)  # returns at once
+            observer.push(step, scalars)  # reads the step before; raises if it was bad
+            tracer.after(step, state)
+            if run.pauses_at(step) or saved.due(step) or preemption.requested():
+                # From here on this step is known to be good: never save a bad one.
+                position.step, line = step, observer.drain()
+                finish_step(run, state, saved, observer, line)
+            with timer.waiting():
+                batch = next(batches, None)
+    tracer.close()
+    batches.close()
+
+
+def finish_step(
+    run: Run, state: TrainState, saved: Checkpoints, observer: Observer, line: Scalars
+) -> None:
+    """What is due after a step: evaluations, its line, its checkpoint, in this order.
+
+    The line is durable before the checkpoint can be, so a run that resumes from it
+    lacks no line. An evaluation that a signal cuts short is owed: its checkpoint holds
+    the line so far, and the resumed run evaluates first.
+
+    Raises:
+      Preempted: after a signal, with the state being saved.
+    """
+    position, step = saved.position, saved.position.step
+    with observer.timer.pause():
+        try:
+            results = run.evaluate(state, step)
+        except Preempted:
+            position.pending = line
+            saved.save(state)
+            raise
+        position.pending = None
+        if line or results:
+            observer.logger.write(step, line | results)
+        stop = preemption.requested() and step < run.total_steps
+        best = saved.improves(results)
+        if saved.due(step) or best or stop or step == run.total_steps:
+            observer.logger.flush()
+            saved.save(state)
+        if stop:
+            raise Preempted
+
+
+def first_state(run: Run, saved: Checkpoints) -> TrainState:
+    """The state to start from, by the first of these that there is:
+
+    1. the newest good checkpoint of this workdir;
+    2. `config.resume`: the newest full state of another workdir;
+    3. `config.init_from`: the weights of another workdir, at step 0;
+    4. the initialisation that the seed says.
+    """
+    if (state := saved.restore(run.abstract_state)) is not None:
+        return state
+    if run.resume is not None:
+        directory = epath.Path(run.resume) / "checkpoints"
+        if not directory.is_dir():
+            raise UserError(f"config.resume: there is no {directory}")
+        state = saved.restore(run.abstract_state, directory)
+        if state is None:
+            raise UserError(f"config.resume: no checkpoint in {directory}")
+        return state
+    state = init_state(run.initialize, run.abstract_state)
+    if run.init_from is not None:
+        path = epath.Path(run.init_from)
+        params = checkpoints.read_params(path, run.abstract_state.params)
+        ema_params = None
+        if state.ema_params is not None:
+            ema_params = jax.tree.map(lambda x: x.copy(), params)
+        state = state.replace(params=params, ema_params=ema_params)  # type: ignore[attr-defined]
+    return state
+
+
+def observe(workdir: epath.Path, run: Run, saved: Checkpoints) -> Observer:
+    """Opens the logs; lines of steps that will be done again are dropped."""
+    position = saved.position
+    kept = position.step if position.pending is None else position.step - 1
+    return Observer(
+        metrics.MetricLogger(workdir, restored_step=kept, total_steps=run.total_steps),
+        run.timer(position.step),
+        batch_size=run.batch_size,
+        num_examples=run.dataset.num_examples,
+        log_every=run.log_every,
+        total_steps=run.total_steps,
+    )
+
+
+def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> None:
+    """Evaluates `config.init_from` if it is set, else the workdir's own weights.
+
+    Results are printed and written to `workdir/evals/STEP_OR_NAME.json`.
+
+    Raises:
+      UserError: as in `train_and_evaluate`; if there is nothing to evaluate.
+    """
+    workdirs.check_writable(workdir)
+    run = Run(**config)
+    if not run.evaluators:
+        raise UserError("--evaluate_only: config.evals is empty, nothing to do")
+    run.check_data(train=False)
+    source = epath.Path(run.init_from) if run.init_from is not None else workdir
+    directory = checkpoints.choose(source)
+    params = checkpoints.read_params(directory, run.abstract_state.params)
+    preemption.wait(run.compile_evaluators)
+    results: Scalars = {}
+    for evaluator in run.evaluators:
+        results |= evaluator.run(params, preemption.check)
+    for name, value in results.items():
+        print(f"{name}: {value}")
+    path = workdir / "evals" / f"{directory.name}.json"
+    record = {"checkpoint": str(directory), **results}
+    workdirs.write_atomically(path, json.dumps(record, indent=2) + "\n")
+    print(f"written to {path}")
+
+
+def announce(workdir: epath.Path, run: Run, step: int, overview: str) -> None:
+    """Says what is about to run, before the first compilation makes it silent."""
+    device = run.mesh.devices.flat[0].device_kind
+    axes = " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+    print(
+        f"{overview.splitlines()[-1].removeprefix('Total: ')} of parameters; "
+        f"{run.dataset.num_examples:,} training images, {run.num_classes} classes; "
+        f"{run.total_steps:,} steps of {run.batch_size} on {run.mesh.size} x {device} "
+        f"({axes}).\n"
+        + (f"Goes on from step {step}. " if step else "")
+        + f"Compiling; logs go to {workdir}.",
+        flush=True,
+    )
+
+
+def where_it_stands(saved: Checkpoints, workdir: epath.Path) -> str:
+    """What a run that did not finish has saved."""
+    step = saved.latest_step()
+    if step is None:
+        return (
+            f"nothing was saved yet in {workdir}: run the same command to start again"
+        )
+    return f"{workdir} is saved at step {step}: run the same command to go on from it"
+
+
+def summarize(
+    workdir: epath.Path, run: Run, saved: Checkpoints, seconds: float
+) -> None:
+    """The last words: results, where things are, what to try next."""
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    results = {
+        name: {
+            key.removeprefix(f"{name}/"): value
+            for key, value in last.items()
+            if key.startswith(f"{name}/")
+        }
+        for name in (evaluator.name for evaluator in run.evaluators)
+    }
+    metrics.print_summary(
+        step=run.total_steps,
+        results=results,
+        seconds=seconds,
+        places={
+            "checkpoints": str(workdir / "checkpoints"),
+            "metrics": str(workdir / "metrics.jsonl"),
+        },
+        next_command=f"tensorboard --logdir={workdir / 'tensorboard'}",
+    )

@@ -1,0 +1,79 @@
+"""The directory of a run: `config.json`, and whether it can be written at all.
+
+A workdir holds config.json, parameters.txt, metrics.jsonl, checkpoints/, evals/ and
+tensorboard/.
+"""
+
+import json
+import os
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+from vit_jax.errors import UserError
+
+
+def check_writable(workdir: epath.Path) -> None:
+    """Makes the directory and writes a file in it.
+
+    Raises:
+      UserError: if that fails.
+    """
+    probe = workdir / ".writable"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir} cannot be written ({error.strerror or error}): give "
+            "a directory that can"
+        ) from error
+
+
+def write_config(workdir: epath.Path, config: dict[str, Any]) -> None:
+    """Writes config.json; says what has changed since the run began, if it had one."""
+    path = workdir / "config.json"
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    if path.exists() and path.read_text() != text:
+        changes = difference(json.loads(path.read_text()), json.loads(text))
+        logging.warning(
+            "%s: this run goes on with another config:\n%s",
+            workdir,
+            "\n".join(f"  {line}" for line in changes),
+        )
+    write_atomically(path, text)
+
+
+def write_atomically(path: epath.Path, text: str) -> None:
+    """All of the text under its name, or none of it.
+
+    Raises:
+      UserError: if it cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def difference(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
+    """Lines `key: old -> new` for each leaf that differs.
+
+    >>> difference({"a": {"b": 1}}, {"a": {"b": 2}, "c": 3})
+    ['a.b: 1 -> 2', 'c: (absent) -> 3']
+    """
+    lines: list[str] = []
+    for name in sorted(old.keys() | new.keys()):
+        was = old[name] if name in old else "(absent)"
+        now = new[name] if name in new else "(absent)"
+        where = f"{path}.{name}" if path else name
+        if isinstance(was, dict) and isinstance(now, dict):
+            lines += difference(was, now, where)
+        elif was != now:
+            lines.append(f"{where}: {was} -> {now}")
+    return lines
