@@ -4,6 +4,7 @@
 --evaluate_only      evaluates the workdir's checkpoint, or --config.init_from
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -41,6 +42,8 @@ def parse(argv: Sequence[str]) -> list[tuple[str, str]]:
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns its exit code, see `vit_jax.errors`."""
     preemption.install()
+    # TensorFlow, which writes TensorBoard's files, would greet and complain in C++.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.use_absl_handler()
     try:
         overrides = parse(argv)

@@ -13,7 +13,7 @@ import jax
 from etils import epath
 
 from vit_jax import data as datasets
-from vit_jax import losses, models, preemption, sharding, state, steps
+from vit_jax import host_memory, losses, models, preemption, sharding, state, steps
 from vit_jax import optim as optimizers
 from vit_jax.errors import UserError
 from vit_jax.evaluators import EVALUATORS
@@ -70,6 +70,7 @@ class Run:
         """
         check_ranges(batch_size, accumulation_steps, mixup, ema, log_every, profile)
         use_compilation_cache(compilation_cache)
+        host_memory.keep_freed_memory()
         self.seed, self.batch_size, self.log_every = seed, batch_size, log_every
         self.profile, self.resume, self.init_from = profile, resume, init_from
         self.checkpoint = checkpoint

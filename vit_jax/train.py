@@ -33,26 +33,38 @@ def train_and_evaluate(workdir: epath.Path, config: dict[str, Any]) -> None:
     workdirs.check_writable(workdir)
     run = Run(**config)
     run.check_data()
-    saved = Checkpoints(workdir / "checkpoints", config, **run.checkpoint)
-    saved.check_best(evaluator.name for evaluator in run.evaluators)
-    try:
-        preemption.check()
-        state = first_state(run, saved)
-        workdirs.write_config(workdir, config)
-        overview = metrics.parameter_overview(run.abstract_state.params)
-        workdirs.write_atomically(workdir / "parameters.txt", overview + "\n")
-        announce(workdir, run, saved.position.step, overview)
-        # Ahead of time, in a thread: a signal need not wait for the compiler.
-        train_step = preemption.wait(run.compile_train_step)
-        preemption.wait(run.compile_evaluators)
-        with contextlib.closing(observe(workdir, run, saved)) as observer:
-            train(run, train_step, state, saved, observer, workdir)
-    except (Preempted, NonFiniteLossError) as stop:
-        saved.wait()
-        text = f"{stop}\n" if str(stop) else ""
-        raise type(stop)(text + where_it_stands(saved, workdir)) from None
-    saved.close()
-    summarize(workdir, run, saved, time.monotonic() - started)
+    # Closing waits for a save that is under way, whatever ends the run.
+    with contextlib.closing(
+        Checkpoints(workdir / "checkpoints", config, **run.checkpoint)
+    ) as saved:
+        saved.check_best(evaluator.name for evaluator in run.evaluators)
+        try:
+            train_from(first_state(run, saved), workdir, config, run, saved)
+        except (Preempted, NonFiniteLossError) as stop:
+            saved.wait()
+            text = f"{stop}\n" if str(stop) else ""
+            raise type(stop)(text + where_it_stands(saved, workdir)) from None
+    summarize(workdir, run, time.monotonic() - started)
+
+
+def train_from(
+    state: TrainState,
+    workdir: epath.Path,
+    config: dict[str, Any],
+    run: Run,
+    saved: Checkpoints,
+) -> None:
+    """Compiles, opens the logs and trains."""
+    saved.check_space(run.abstract_state)
+    workdirs.write_config(workdir, config)
+    overview = metrics.parameter_overview(run.abstract_state.params)
+    workdirs.write_atomically(workdir / "parameters.txt", overview + "\n")
+    announce(workdir, run, saved.position.step, overview)
+    # Ahead of time, in a thread: a signal need not wait for the compiler.
+    train_step = preemption.wait(run.compile_train_step)
+    preemption.wait(run.compile_evaluators)
+    with contextlib.closing(observe(workdir, run, saved)) as observer:
+        train(run, train_step, state, saved, observer, workdir)
 
 
 def train(

@@ -11,39 +11,28 @@ is written, so a half-written one is never taken for a checkpoint. Its items:
 """
 
 import dataclasses
-import errno
 import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from vit_jax.checkpoints.disk import ToldOnce, check_space, space_needed
+from vit_jax.checkpoints.reading import (
+    Position,
+    committed_steps,
+    compare_shapes,
+    read_state,
+    stored_shapes,
+    wanted_shapes,
+)
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.sharding import path_name
-from vit_jax.state import Params, TrainState
+from vit_jax.state import TrainState
 
 # What Orbax and TensorStore raise for files that are missing, cut short or garbled.
 _BROKEN = (OSError, ValueError, KeyError, TypeError)
-
-
-@dataclasses.dataclass
-class Position:
-    """Where the loop stood: what a checkpoint knows besides the state.
-
-    Attributes:
-      step: the number of updates done.
-      pending: scalars of this step that wait for its evaluations, if it was left
-        before they were done; None if nothing is owed.
-      best_step: of the best evaluation so far, and `best_value`; None before the first.
-    """
-
-    step: int = 0
-    pending: dict[str, Any] | None = None
-    best_step: int | None = None
-    best_value: float | None = None
 
 
 class Checkpoints:
@@ -77,6 +66,7 @@ class Checkpoints:
                 f"config.checkpoint: every {every}, keep {keep} and keep_period "
                 f"{keep_period} must be at least 1"
             )
+        logging.get_absl_handler().addFilter(ToldOnce())
         self.every, self.best, self.directory = every, best, directory
         self.position = Position()
         self._config = config
@@ -116,6 +106,10 @@ class Checkpoints:
                 f"config.evals; {did_you_mean(self.best, names)}"
             )
 
+    def check_space(self, abstract: TrainState) -> None:
+        """Refuses to start if not even one checkpoint would fit on the disk."""
+        check_space(self.directory, abstract)
+
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
@@ -133,6 +127,7 @@ class Checkpoints:
         step = self.position.step
         if step in self._manager.all_steps():
             return
+        check_space(self.directory, state)
         rest = state.replace(params=None, ema_params=None)  # type: ignore[attr-defined]
         items: dict[str, Any] = {
             "params": ocp.args.StandardSave(state.params),
@@ -142,7 +137,7 @@ class Checkpoints:
         }
         if state.ema_params is not None:
             items["ema_params"] = ocp.args.StandardSave(state.ema_params)
-        with _explained(self.directory):
+        with space_needed(self.directory):
             self._manager.save(step, args=ocp.args.Composite(**items))
 
     def wait(self) -> None:
@@ -151,7 +146,7 @@ class Checkpoints:
         Raises:
           UserError: if a save failed for want of space.
         """
-        with _explained(self.directory):
+        with space_needed(self.directory):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -226,41 +221,6 @@ class Checkpoints:
         self._manager.reload()
 
 
-def committed_steps(directory: epath.Path) -> list[int]:
-    """Steps of the checkpoints in a directory that are wholly written, sorted."""
-    if not directory.is_dir():
-        return []
-    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
-
-
-def read_state(
-    directory: epath.Path, abstract: TrainState
-) -> tuple[TrainState, Position]:
-    """One checkpoint, laid out as `abstract` says."""
-    rest = abstract.replace(params=None, ema_params=None)  # type: ignore[attr-defined]
-    ema_params = None
-    if abstract.ema_params is not None:
-        ema_params = read_item(directory / "ema_params", abstract.ema_params)
-    state = read_item(directory / "rest", rest).replace(
-        params=read_item(directory / "params", abstract.params), ema_params=ema_params
-    )
-    return state, Position(**read_json(directory / "position"))
-
-
-def read_item(directory: epath.Path, abstract: Any) -> Any:
-    """One tree of arrays of a checkpoint, laid out as `abstract` says."""
-    # The handlers themselves: a Checkpointer around them warns of items that it did
-    # not write alone.
-    return ocp.StandardCheckpointHandler().restore(
-        directory, args=ocp.args.StandardRestore(abstract)
-    )
-
-
-def read_json(directory: epath.Path) -> dict[str, Any]:
-    """One JSON item of a checkpoint."""
-    return ocp.JsonCheckpointHandler().restore(directory)
-
-
 class _Best(ocp.checkpoint_managers.PreservationPolicy):
     """Preserves the step that `Checkpoints.position` calls the best."""
 
@@ -272,121 +232,3 @@ class _Best(ocp.checkpoint_managers.PreservationPolicy):
     ) -> list[bool]:
         best = self._checkpoints.position.best_step
         return [checkpoint.step == best for checkpoint in checkpoints]
-
-
-Shapes = dict[str, tuple[tuple[int, ...], str]]
-
-
-def wanted_shapes(abstract: TrainState) -> Shapes:
-    """Path -> (shape, dtype) of all arrays of a state, by the item that holds them."""
-    shapes: Shapes = {}
-    rest = abstract.replace(params=None, ema_params=None)  # type: ignore[attr-defined]
-    for item, tree in (
-        ("params", abstract.params),
-        ("ema_params", abstract.ema_params),
-        ("rest", rest),
-    ):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            shapes[f"{item}/{path_name(path)}"] = (tuple(leaf.shape), str(leaf.dtype))
-    return shapes
-
-
-def stored_shapes(directory: epath.Path) -> Shapes:
-    """The same of a checkpoint on disk, from its metadata alone."""
-    shapes: Shapes = {}
-    for item in ("params", "ema_params", "rest"):
-        if not (directory / item).exists():
-            continue
-        tree = ocp.StandardCheckpointHandler().metadata(directory / item).tree
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            shapes[f"{item}/{path_name(path)}"] = (tuple(leaf.shape), str(leaf.dtype))
-    return shapes
-
-
-def compare_shapes(stored: Shapes, wanted: Shapes) -> list[str]:
-    """A line for each array that is missing, left over, or of another shape or type.
-
-    >>> compare_shapes({"a": ((2,), "float32")}, {"a": ((3,), "float32")})
-    ['a: (2,) float32 in the checkpoint, (3,) float32 in this config']
-    """
-
-    def show(shapes: Shapes, path: str) -> str:
-        return "{} {}".format(*shapes[path]) if path in shapes else "absent"
-
-    return [
-        f"{path}: {show(stored, path)} in the checkpoint, {show(wanted, path)} in this "
-        "config"
-        for path in sorted(stored.keys() | wanted.keys())
-        if show(stored, path) != show(wanted, path)
-    ]
-
-
-def read_params(
-    path: epath.Path, abstract: Params, *, step: int | None = None
-) -> Params:
-    """The weights of a run: the averaged ones if it has them, of its best step.
-
-    Args:
-      path: a workdir, or one of the directories in its `checkpoints/`.
-      abstract: the parameters as this model lays them out.
-      step: another step than the best, or else newest.
-
-    Raises:
-      UserError: if there is none, or the parameters are of another model.
-    """
-    directory = choose(path, step)
-    item = "ema_params" if (directory / "ema_params").exists() else "params"
-    stored = {
-        name.split("/", 1)[1]: shape
-        for name, shape in stored_shapes(directory).items()
-        if name.startswith(f"{item}/")
-    }
-    wanted = {
-        path_name(p): (tuple(leaf.shape), str(leaf.dtype))
-        for p, leaf in jax.tree_util.tree_leaves_with_path(abstract)
-    }
-    if differences := compare_shapes(stored, wanted):
-        raise UserError(
-            f"{directory} is of another model:\n"
-            + "\n".join(f"  {line}" for line in differences[:20])
-        )
-    logging.info("weights: %s of %s", item, directory)
-    return read_item(directory / item, abstract)
-
-
-def choose(path: epath.Path, step: int | None = None) -> epath.Path:
-    """The checkpoint that `read_params` takes; see its arguments."""
-    if path.name.isdigit() and (path / "params").exists():
-        return path
-    steps = committed_steps(path / "checkpoints")
-    if not steps or (step is not None and step not in steps):
-        found = ", ".join(map(str, steps)) or "no checkpoint"
-        wanted = "a workdir with checkpoints/STEP" if step is None else f"step {step}"
-        raise UserError(f"{path}: expected {wanted}, found {found}")
-    newest = path / "checkpoints" / str(steps[-1])
-    if step is None:
-        best = read_json(newest / "position")["best_step"]
-        step = best if best in steps else steps[-1]
-    return path / "checkpoints" / str(step)
-
-
-class _explained:
-    """Turns a full disk into a message: the last good checkpoint is still there."""
-
-    def __init__(self, directory: epath.Path) -> None:
-        self._directory = directory
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        text = str(error)
-        full = isinstance(error, OSError) and error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-        )
-        if full or "No space left" in text or "Disk quota exceeded" in text:
-            raise UserError(
-                f"no space left to write a checkpoint in {self._directory}; the ones "
-                "before it are whole: free some space and run the same command again"
-            ) from error

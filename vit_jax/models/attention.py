@@ -72,7 +72,7 @@ class MultiHeadAttention(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(
-        self, target: jax.Array, source: jax.Array, train: bool = False
+        self, target: jax.Array, source: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, jax.Array]:
         """Returns what was attended to [b, q, d] and the weights [b, h, q, s].
 

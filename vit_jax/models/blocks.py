@@ -38,13 +38,13 @@ def drop_path(x: jax.Array, rng: jax.Array, *, rate: float | jax.Array) -> jax.A
     return jnp.where(keep, x / keep_rate, 0.0).astype(x.dtype)
 
 
-def sincos2d(height: int, width: int, dim: int) -> np.ndarray:
+def sincos2d(height: int, width: int, *, dim: int) -> np.ndarray:
     """Fixed position embeddings of a grid, [height * width, dim] in float32.
 
     Four equal parts: sines and cosines of x, then of y, with wavelengths from 2 pi to
     10,000 * 2 pi. As MoCo v3 (arXiv:2104.02057) and big_vision.
 
-    >>> sincos2d(2, 3, 8).shape
+    >>> sincos2d(2, 3, dim=8).shape
     (6, 8)
     """
     # In NumPy and float64, so that every backend gets the same table.
@@ -68,7 +68,7 @@ class AddPositionEmbs(nn.Module, kw_only=True):
         """[b, n, d] to [b, n, d]; the grid of patches is their rows and columns."""
         _, tokens, width = x.shape
         if self.posemb == "sincos2d":
-            table = sincos2d(*grid, width)
+            table = sincos2d(*grid, dim=width)
             table = np.pad(table, ((tokens - len(table), 0), (0, 0)))
             return x + jnp.asarray(table, x.dtype)
         shape = (1, tokens, width)
@@ -103,7 +103,7 @@ class MlpBlock(nn.Module, kw_only=True):
     param_dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """[b, n, d] to [b, n, d]; needs the "dropout" rng to train with dropout."""
         dense = functools.partial(
             nn.Dense,
@@ -142,6 +142,8 @@ class Encoder1DBlock(nn.Module, kw_only=True):
         self, z: jax.Array, drop_rate: jax.Array, train: bool, wanted: tuple[str, ...]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns z_l [b, n, d], and by suffix the features that are wanted.
+
+        All positional, as `nn.remat` and `nn.scan` ask for.
 
         Args:
           z: z_{l-1}, [b, n, d].
@@ -182,12 +184,12 @@ class Encoder1DBlock(nn.Module, kw_only=True):
 
         # z' = MSA(LN(z)) + z  (2)
         y = norm(name="LayerNorm_0")(z)
-        y, attention = msa(y, y, train)
+        y, attention = msa(y, y, train=train)
         z = checkpoint_name(drop(y, "Dropout_0") + z, "mid")
 
         # z = MLP(LN(z')) + z'  (3)
         y = norm(name="LayerNorm_1")(z)
-        y = mlp(y, train)
+        y = mlp(y, train=train)
         z = self.constrain(drop(y, "Dropout_1") + z)
 
         features = {"": z, "/attention": attention}

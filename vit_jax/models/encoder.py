@@ -44,7 +44,12 @@ class Encoder(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(
-        self, z: jax.Array, grid: tuple[int, int], train: bool, capture: Collection[str]
+        self,
+        z: jax.Array,
+        grid: tuple[int, int],
+        *,
+        train: bool,
+        capture: Collection[str],
     ) -> tuple[jax.Array, Features]:
         """Embedded patches [b, n, d] to encoded tokens [b, n, d], and features."""
         if self.posemb != "none":

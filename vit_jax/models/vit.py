@@ -149,7 +149,7 @@ class VisionTransformer(nn.Module, kw_only=True):
         names = frozenset(capture or ())
         _check_capture(names, self.feature_names)
         x, grid = self._embed(images)
-        y, features = self._encoder()(x, grid, train, names)
+        y, features = self._encoder()(x, grid, train=train, capture=names)
         features["embedding"] = x
 
         precise = jnp.promote_types(self.dtype, jnp.float32)

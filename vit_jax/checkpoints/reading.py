@@ -1,0 +1,161 @@
+"""Reading checkpoints: a whole state, the weights alone, or what shapes they have."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+
+from vit_jax.errors import UserError
+from vit_jax.sharding import path_name
+from vit_jax.state import Params, TrainState
+
+
+@dataclasses.dataclass
+class Position:
+    """Where the loop stood: what a checkpoint knows besides the state.
+
+    Attributes:
+      step: the number of updates done.
+      pending: scalars of this step that wait for its evaluations, if it was left
+        before they were done; None if nothing is owed.
+      best_step: of the best evaluation so far, and `best_value`; None before the first.
+    """
+
+    step: int = 0
+    pending: dict[str, Any] | None = None
+    best_step: int | None = None
+    best_value: float | None = None
+
+
+def committed_steps(directory: epath.Path) -> list[int]:
+    """Steps of the checkpoints in a directory that are wholly written, sorted."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+
+
+def read_state(
+    directory: epath.Path, abstract: TrainState
+) -> tuple[TrainState, Position]:
+    """One checkpoint, laid out as `abstract` says."""
+    rest = abstract.replace(params=None, ema_params=None)  # type: ignore[attr-defined]
+    ema_params = None
+    if abstract.ema_params is not None:
+        ema_params = read_item(directory / "ema_params", abstract.ema_params)
+    state = read_item(directory / "rest", rest).replace(
+        params=read_item(directory / "params", abstract.params), ema_params=ema_params
+    )
+    return state, Position(**read_json(directory / "position"))
+
+
+def read_item(directory: epath.Path, abstract: Any) -> Any:
+    """One tree of arrays of a checkpoint, laid out as `abstract` says."""
+    # The handlers themselves: a Checkpointer around them warns of items that it did
+    # not write alone.
+    return ocp.StandardCheckpointHandler().restore(
+        directory, args=ocp.args.StandardRestore(abstract)
+    )
+
+
+def read_json(directory: epath.Path) -> dict[str, Any]:
+    """One JSON item of a checkpoint."""
+    return ocp.JsonCheckpointHandler().restore(directory)
+
+
+Shapes = dict[str, tuple[tuple[int, ...], str]]
+
+
+def wanted_shapes(abstract: TrainState) -> Shapes:
+    """Path -> (shape, dtype) of all arrays of a state, by the item that holds them."""
+    shapes: Shapes = {}
+    rest = abstract.replace(params=None, ema_params=None)  # type: ignore[attr-defined]
+    for item, tree in (
+        ("params", abstract.params),
+        ("ema_params", abstract.ema_params),
+        ("rest", rest),
+    ):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            shapes[f"{item}/{path_name(path)}"] = (tuple(leaf.shape), str(leaf.dtype))
+    return shapes
+
+
+def stored_shapes(directory: epath.Path) -> Shapes:
+    """The same of a checkpoint on disk, from its metadata alone."""
+    shapes: Shapes = {}
+    for item in ("params", "ema_params", "rest"):
+        if not (directory / item).exists():
+            continue
+        tree = ocp.StandardCheckpointHandler().metadata(directory / item).tree
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            shapes[f"{item}/{path_name(path)}"] = (tuple(leaf.shape), str(leaf.dtype))
+    return shapes
+
+
+def compare_shapes(stored: Shapes, wanted: Shapes) -> list[str]:
+    """A line for each array that is missing, left over, or of another shape or type.
+
+    >>> compare_shapes({"a": ((2,), "float32")}, {"a": ((3,), "float32")})
+    ['a: (2,) float32 in the checkpoint, (3,) float32 in this config']
+    """
+
+    def show(shapes: Shapes, path: str) -> str:
+        return "{} {}".format(*shapes[path]) if path in shapes else "absent"
+
+    return [
+        f"{path}: {show(stored, path)} in the checkpoint, {show(wanted, path)} in this "
+        "config"
+        for path in sorted(stored.keys() | wanted.keys())
+        if show(stored, path) != show(wanted, path)
+    ]
+
+
+def read_params(
+    path: epath.Path, abstract: Params, *, step: int | None = None
+) -> Params:
+    """The weights of a run: the averaged ones if it has them, of its best step.
+
+    Args:
+      path: a workdir, or one of the directories in its `checkpoints/`.
+      abstract: the parameters as this model lays them out.
+      step: another step than the best, or else newest.
+
+    Raises:
+      UserError: if there is none, or the parameters are of another model.
+    """
+    directory = choose(path, step)
+    item = "ema_params" if (directory / "ema_params").exists() else "params"
+    stored = {
+        name.split("/", 1)[1]: shape
+        for name, shape in stored_shapes(directory).items()
+        if name.startswith(f"{item}/")
+    }
+    wanted = {
+        path_name(p): (tuple(leaf.shape), str(leaf.dtype))
+        for p, leaf in jax.tree_util.tree_leaves_with_path(abstract)
+    }
+    if differences := compare_shapes(stored, wanted):
+        raise UserError(
+            f"{directory} is of another model:\n"
+            + "\n".join(f"  {line}" for line in differences[:20])
+        )
+    logging.info("weights: %s of %s", item, directory)
+    return read_item(directory / item, abstract)
+
+
+def choose(path: epath.Path, step: int | None = None) -> epath.Path:
+    """The checkpoint that `read_params` takes; see its arguments."""
+    if path.name.isdigit() and (path / "params").exists():
+        return path
+    steps = committed_steps(path / "checkpoints")
+    if not steps or (step is not None and step not in steps):
+        found = ", ".join(map(str, steps)) or "no checkpoint"
+        wanted = "a workdir with checkpoints/STEP" if step is None else f"step {step}"
+        raise UserError(f"{path}: expected {wanted}, found {found}")
+    newest = path / "checkpoints" / str(steps[-1])
+    if step is None:
+        best = read_json(newest / "position")["best_step"]
+        step = best if best in steps else steps[-1]
+    return path / "checkpoints" / str(step)
