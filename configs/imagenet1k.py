@@ -63,5 +63,5 @@ def get_config(variant: str = "B/16") -> ConfigDict:
         }
     )
     if size in REPRESENTATION_SIZES:
-        config.model.representation_size = REPRESENTATION_SIZES[size]
+        config.update({"model": {"representation_size": REPRESENTATION_SIZES[size]}})
     return config

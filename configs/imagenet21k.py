@@ -20,12 +20,17 @@ from configs import imagenet1k
 def get_config(variant: str = "B/16") -> ConfigDict:
     """Table 3, row "ImageNet-21k"; the first 51,200 images are kept to test on."""
     config = imagenet1k.get_config(variant)
-    config.total_epochs = 90.0
-    config.model.num_classes = 21_843
-    config.data.name = "imagenet21k"
-    config.data.split = "train[51200:]"
-    config.optim.learning_rate = 1e-3
-    config.optim.schedule = "linear"
-    config.optim.weight_decay = 0.03
-    config.evals.val.split = "train[:51200]"
+    config.update(
+        {
+            "total_epochs": 90.0,
+            "model": {"num_classes": 21_843},
+            "data": {"name": "imagenet21k", "split": "train[51200:]"},
+            "optim": {
+                "learning_rate": 1e-3,
+                "schedule": "linear",
+                "weight_decay": 0.03,
+            },
+            "evals": {"val": {"split": "train[:51200]"}},
+        }
+    )
     return config

@@ -1,6 +1,6 @@
 """What a user can get wrong on the command line: one clear message, exit code 2.
 
-`docs/errors.md` lists these cases with what is printed; `make errors` writes it.
+`docs/errors.md` lists these cases with what is printed; `make errors` writes it anew.
 """
 
 import gzip
@@ -94,7 +94,17 @@ def fails(tmp_path: Path, *args: str) -> str:
     assert "Traceback" not in output
     message = output[output.index("error: ") :]
     assert "\nerror" not in message
+    if path := os.environ.get("VIT_JAX_ERRORS"):
+        record(Path(path), tmp_path, args, message)
     return message
+
+
+def record(path: Path, tmp_path: Path, args: tuple[str, ...], message: str) -> None:
+    """Appends a case to docs/errors.md."""
+    shown = " ".join(args) or "(the workdir alone)"
+    text = f"    {shown}\n\n```\n{message.strip()}\n```\n\n"
+    with path.open("a") as f:
+        f.write(text.replace(str(tmp_path), "DIR"))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {
+        "host_memory",
         "jsonlines",
         "losses",
         "mixing",

@@ -136,7 +136,7 @@ def check_randomness(workdir: Path) -> None:
     @jax.grad
     def gradient(params, images, targets, key):  # of the mean over the whole batch
         variables, rngs = {"params": params}, {"dropout": key}
-        logits = model.apply(variables, images, train=True, rngs=rngs)
+        logits = jnp.asarray(model.apply(variables, images, train=True, rngs=rngs))
         return -jnp.sum(jax.nn.log_softmax(logits) * targets) / size
 
     batches = dataset.train_batches(

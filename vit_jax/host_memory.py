@@ -37,7 +37,7 @@ def keep_freed_memory() -> None:
 
 def cpu_alone() -> bool:
     """Whether JAX will run on the CPU; told without starting a backend."""
-    if platforms := jax.config.jax_platforms:
+    if platforms := jax.config.values["jax_platforms"]:
         return platforms.split(",")[0] == "cpu"
     plugins = importlib.metadata.entry_points(group="jax_plugins")
     return not plugins and importlib.util.find_spec("libtpu") is None

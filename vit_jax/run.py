@@ -91,7 +91,8 @@ class Run:
             for name, entry in evals.items()
         ]
 
-        self.model = models.create(**model | {"num_classes": self.num_classes}).clone(
+        model["num_classes"] = self.num_classes
+        self.model = models.create(**model).clone(
             constrain=sharding.residual_constraint(self.mesh)
         )
         sharding.check_tensor(
@@ -159,7 +160,7 @@ class Run:
             total_steps=self.total_steps,
             rows=self.rows,
         ):
-            yield sharding.put_batch(batch, self.batch_sharding, self.rows)
+            yield sharding.put_batch(batch, self.batch_sharding)
 
     def pauses_at(self, step: int) -> bool:
         """Whether something besides training is due after this step."""
@@ -268,6 +269,6 @@ def use_compilation_cache(folder: str | None) -> None:
     """Keeps compiled programs on disk; JAX_COMPILATION_CACHE_DIR, if set, wins."""
     if folder is None:
         jax.config.update("jax_enable_compilation_cache", False)
-    elif jax.config.jax_compilation_cache_dir is None:
+    elif jax.config.values["jax_compilation_cache_dir"] is None:
         path = epath.Path(folder).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(path))

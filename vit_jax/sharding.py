@@ -39,7 +39,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 
 def make_mesh(
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     *,
     data: int = -1,
     fsdp: int = 1,
@@ -139,7 +139,7 @@ def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Partiti
 
     >>> sizes = {"data": 1, "fsdp": 2, "tensor": 2}
     >>> spec("MlpBlock_0/Dense_0/kernel", (64, 256), sizes)
-    PartitionSpec('fsdp', 'tensor')
+    P('fsdp', 'tensor')
     """
     preferred = next(
         (axes for end, axes in RULES if re.search(f"(^|/){end}$", path)), None
@@ -184,36 +184,14 @@ def process_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
     On pods they are often not contiguous, and processes that differ only along
     `tensor` hold the same rows.
     """
-    indices = sharding.addressable_devices_indices_map((batch_size,)).values()
-    rows = {r for (s,) in indices for r in range(*s.indices(batch_size))}
-    return np.array(sorted(rows), np.int64)
+    held = np.zeros(batch_size, bool)
+    for index in sharding.addressable_devices_indices_map((batch_size,)).values():
+        held[index] = True
+    return np.flatnonzero(held)
 
 
 def put_batch(
-    batch: Mapping[str, np.ndarray], sharding: NamedSharding, rows: np.ndarray
+    batch: Mapping[str, np.ndarray], sharding: NamedSharding
 ) -> dict[str, jax.Array]:
-    """A global batch on the devices, from this process's rows of it.
-
-    Args:
-      batch: arrays whose row i is row `rows[i]` of the global batch.
-      sharding: of the global batch.
-      rows: from `process_rows`.
-    """
-    size = len(rows) if sharding.is_fully_addressable else None
-
-    def put(local: np.ndarray) -> jax.Array:
-        if size is not None:  # one process holds every row
-            return jax.device_put(local, sharding)
-        count = sharding.mesh.size // len(sharding.addressable_devices)
-        shape = (len(local) * count, *local.shape[1:])
-        return jax.make_array_from_callback(
-            shape,
-            sharding,
-            lambda index: local[np.searchsorted(rows, _rows(index, shape))],
-        )
-
-    return {name: put(local) for name, local in batch.items()}
-
-
-def _rows(index: tuple[slice, ...], shape: tuple[int, ...]) -> np.ndarray:
-    return np.arange(*index[0].indices(shape[0]))
+    """A global batch on the devices; returns before it has arrived."""
+    return {name: jax.device_put(rows, sharding) for name, rows in batch.items()}

@@ -18,6 +18,7 @@ from vit_jax.mixing import mixup as mix
 from vit_jax.state import Params, TrainState, shardings_of
 
 Batch = Mapping[str, jax.Array]
+AbstractBatch = Mapping[str, jax.ShapeDtypeStruct]
 Scalars = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Scalars]]
 EvalStep = Callable[[Params, Batch], Scalars]
@@ -34,7 +35,7 @@ def normalize(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
 
 
 def make_train_step(
-    apply: Callable[..., jax.Array],
+    apply: Callable[..., Any],
     tx: optax.GradientTransformation,
     schedule: Callable[[jax.Array], jax.Array],
     *,
@@ -93,7 +94,7 @@ def make_train_step(
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        update_norm = optax.global_norm(updates)
+        update_norm = optax.tree.norm(updates)
         new_state = TrainState(
             step=state.step + 1,
             params=params,
@@ -104,9 +105,9 @@ def make_train_step(
         return new_state, {
             "loss": value,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "update_norm": update_norm,
-            "param_norm": optax.global_norm(params),
+            "param_norm": optax.tree.norm(params),
             "bad_examples": new_state.bad_examples,
             "finite": jnp.isfinite(value) & jnp.isfinite(update_norm),
         }
@@ -158,7 +159,7 @@ def average(
 
 
 def make_eval_step(
-    apply: Callable[..., jax.Array],
+    apply: Callable[..., Any],
     *,
     loss: Any,
     num_classes: int,
@@ -197,14 +198,14 @@ def hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def compile_train_step(
-    train_step: TrainStep, mesh: Mesh, state: TrainState, batch: Batch
+    train_step: TrainStep, mesh: Mesh, state: TrainState, batch: AbstractBatch
 ) -> Any:
     """Compiles the step ahead of time; the state is donated.
 
     Args:
       train_step: from `make_train_step`.
-      state: abstract or real, with shardings.
-      batch: abstract or real, with shardings.
+      state: abstract, with shardings.
+      batch: abstract, with shardings.
     """
     jitted = jax.jit(
         train_step,
@@ -216,7 +217,7 @@ def compile_train_step(
 
 
 def compile_eval_step(
-    eval_step: EvalStep, mesh: Mesh, params: Params, batch: Batch
+    eval_step: EvalStep, mesh: Mesh, params: Params, batch: AbstractBatch
 ) -> Any:
     """Compiles an evaluation step ahead of time; the arguments as above."""
     jitted = jax.jit(

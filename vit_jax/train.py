@@ -227,9 +227,7 @@ def where_it_stands(saved: Checkpoints, workdir: epath.Path) -> str:
     return f"{workdir} is saved at step {step}: run the same command to go on from it"
 
 
-def summarize(
-    workdir: epath.Path, run: Run, saved: Checkpoints, seconds: float
-) -> None:
+def summarize(workdir: epath.Path, run: Run, seconds: float) -> None:
     """The last words: results, where things are, what to try next."""
     last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     results = {

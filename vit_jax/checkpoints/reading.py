@@ -1,6 +1,7 @@
 """Reading checkpoints: a whole state, the weights alone, or what shapes they have."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,6 +12,9 @@ from etils import epath
 from vit_jax.errors import UserError
 from vit_jax.sharding import path_name
 from vit_jax.state import Params, TrainState
+
+# Path -> (shape, dtype) of the arrays of a checkpoint.
+Shapes = dict[str, tuple[tuple[int, ...], str]]
 
 
 @dataclasses.dataclass
@@ -40,7 +44,14 @@ def committed_steps(directory: epath.Path) -> list[int]:
 def read_state(
     directory: epath.Path, abstract: TrainState
 ) -> tuple[TrainState, Position]:
-    """One checkpoint, laid out as `abstract` says."""
+    """One checkpoint, laid out as `abstract` says.
+
+    Raises:
+      UserError: if it is of another model or optimiser, with the differences.
+    """
+    refuse_differences(
+        directory, stored_shapes(directory), wanted_shapes(abstract), "optimiser"
+    )
     rest = abstract.replace(params=None, ema_params=None)  # type: ignore[attr-defined]
     ema_params = None
     if abstract.ema_params is not None:
@@ -60,12 +71,9 @@ def read_item(directory: epath.Path, abstract: Any) -> Any:
     )
 
 
-def read_json(directory: epath.Path) -> dict[str, Any]:
+def read_json(directory: epath.Path) -> Mapping[str, Any]:
     """One JSON item of a checkpoint."""
     return ocp.JsonCheckpointHandler().restore(directory)
-
-
-Shapes = dict[str, tuple[tuple[int, ...], str]]
 
 
 def wanted_shapes(abstract: TrainState) -> Shapes:
@@ -112,6 +120,20 @@ def compare_shapes(stored: Shapes, wanted: Shapes) -> list[str]:
     ]
 
 
+def refuse_differences(
+    directory: epath.Path, stored: Shapes, wanted: Shapes, *others: str, most: int = 20
+) -> None:
+    """Raises a UserError that lists how a checkpoint differs from this config."""
+    if differences := compare_shapes(stored, wanted):
+        more = len(differences) - most
+        raise UserError(
+            f"{directory} is of another {' or '.join(('model', *others))}:\n"
+            + "\n".join(f"  {line}" for line in differences[:most])
+            + (f"\n  ... and {more} more" if more > 0 else "")
+            + "\nuse another --workdir, or the config that it was made with"
+        )
+
+
 def read_params(
     path: epath.Path, abstract: Params, *, step: int | None = None
 ) -> Params:
@@ -136,11 +158,7 @@ def read_params(
         path_name(p): (tuple(leaf.shape), str(leaf.dtype))
         for p, leaf in jax.tree_util.tree_leaves_with_path(abstract)
     }
-    if differences := compare_shapes(stored, wanted):
-        raise UserError(
-            f"{directory} is of another model:\n"
-            + "\n".join(f"  {line}" for line in differences[:20])
-        )
+    refuse_differences(directory, stored, wanted)
     logging.info("weights: %s of %s", item, directory)
     return read_item(directory / item, abstract)
 

@@ -50,7 +50,8 @@ class Classification:
         self.batch_size = batch_size or training_batch_size
         key = f"evals.{name}.batch_size" if batch_size else "batch_size"
         sharding.check_batch_size(mesh, self.batch_size, key=key)
-        self.dataset = datasets.make(**training_data | data | {"split": split})
+        section: dict[str, Any] = {**training_data, **data, "split": split}
+        self.dataset = datasets.make(**section)
         self._mesh = mesh
         self._sharding = sharding.batch_sharding(mesh)
         self._rows = sharding.process_rows(self._sharding, self.batch_size)
@@ -89,7 +90,7 @@ class Classification:
         batches = self.dataset.eval_batches(batch_size=self.batch_size, rows=self._rows)
         for batch in batches:
             check()
-            on_device = sharding.put_batch(batch, self._sharding, self._rows)
+            on_device = sharding.put_batch(batch, self._sharding)
             sums = self._step(params, on_device)
             if pending is not None:  # read a batch late: the device does not wait
                 add(totals, pending)

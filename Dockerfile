@@ -1,0 +1,16 @@
+# docker build -t vit_jax .                        CPU
+# docker build -t vit_jax --build-arg EXTRAS=[cuda] .    NVIDIA GPUs
+#
+# docker run --rm -v "$PWD/workdirs:/workdirs" --user "$(id -u)" vit_jax \
+#     --config=configs/quickstart.py --workdir=/workdirs/quickstart
+FROM python:3.11-slim
+
+ARG EXTRAS=
+WORKDIR /app
+COPY . .
+RUN pip install --no-cache-dir ".${EXTRAS}" --constraint requirements/lock-py311.txt
+
+# --user may name an account that is not in the image: its home must be writable.
+ENV HOME=/tmp
+USER nobody
+ENTRYPOINT ["python", "-m", "vit_jax.main"]

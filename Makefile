@@ -1,0 +1,125 @@
+# `make` alone lists the targets. Each does its own set-up; an environment is installed
+# again only when setup.py or its pins have changed.
+#
+# .venv         what users get: pinned by requirements/lock-py3XX.txt, or by latest.txt
+#               for a Python that has no lock of its own
+# .venv-latest  Python 3.12 and the newest releases (requirements/latest.txt)
+# .venv-lowest  Python 3.11 and our lower bounds (requirements/lowest.txt)
+
+WORKDIR ?= workdirs/quickstart
+PYTEST_ARGS ?=
+# Another interpreter: make clean; make quickstart PYTHON=/path/to/python
+PYTHON ?=
+PYTHON311 ?=
+PYTHON312 ?=
+
+PINS := setup.py $(wildcard requirements/*.txt)
+BIN := .venv/bin
+# Two workers take about half the time on two cores; each holds about 1 GB.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+FIND_PYTHON := sh requirements/find-python.sh
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help quickstart test test-slow check lint type format errors bench \
+        test-latest test-lowest refresh-latest lock clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
+
+# --- what a newcomer runs
+
+quickstart: .venv/.run  ## train and evaluate a ViT on the embedded images (WORKDIR=...)
+	$(BIN)/python -m vit_jax.main --config=configs/quickstart.py --workdir=$(WORKDIR)
+
+test: .venv/.dev  ## the default tests (PYTEST_ARGS="-k resume -x")
+	$(BIN)/python $(PYTEST) $(PYTEST_ARGS)
+
+# --- what a developer runs
+
+check: lint type test  ## lint, types and the default tests: run it before a commit
+
+test-slow: .venv/.dev  ## the tests marked slow: kill campaigns, accuracy
+	$(BIN)/python $(PYTEST) -m "slow and not crosscheck" $(PYTEST_ARGS)
+
+lint: .venv/.dev  ## ruff: rules and formatting, changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: .venv/.dev  ## pyright
+	$(BIN)/pyright
+
+format: .venv/.dev  ## ruff: repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+errors: .venv/.dev  ## write docs/errors.md: what bad input prints
+	printf '# What bad input prints\n\nEach case exits with 2. Written by `make errors`.\n\n' \
+	    > docs/errors.md
+	VIT_JAX_ERRORS=docs/errors.md $(BIN)/python -m pytest -q tests/test_bad_input.py
+
+bench: .venv/.dev  ## every script of benchmarks/: minutes, on an otherwise idle machine
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+# --- other versions of what we stand on
+
+test-latest: .venv-latest/.dev  ## the default tests on Python 3.12 with the newest releases
+	.venv-latest/bin/python $(PYTEST) $(PYTEST_ARGS)
+
+test-lowest: .venv-lowest/.dev  ## the default tests on Python 3.11 with our lower bounds
+	.venv-lowest/bin/python $(PYTEST) $(PYTEST_ARGS)
+
+refresh-latest: .venv-latest/.made  ## renew requirements/latest.txt; then make test-latest
+	.venv-latest/bin/python requirements/resolve.py requirements/latest.txt dev plan
+
+lock: .venv-lowest/.made  ## renew requirements/lock-py311.txt; then make check
+	.venv-lowest/bin/python requirements/resolve.py requirements/lock-py311.txt dev plan
+
+clean:  ## remove environments and caches, never a workdir
+	rm -rf .venv .venv-latest .venv-lowest build dist *.egg-info
+	rm -rf .pytest_cache .ruff_cache .jax_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- environments; a stamp is touched last, so that an interrupted set-up starts again
+
+.venv/.made:
+	python=$$(PYTHON="$(PYTHON)" $(FIND_PYTHON) 3.11 3.12 3.13) && \
+	    $$python -m venv --clear .venv
+	touch $@
+
+.venv-latest/.made:
+	python=$$(PYTHON="$(PYTHON312)" FLAG=PYTHON312 $(FIND_PYTHON) 3.12) && \
+	    $$python -m venv --clear .venv-latest
+	touch $@
+
+.venv-lowest/.made:
+	python=$$(PYTHON="$(PYTHON311)" FLAG=PYTHON311 $(FIND_PYTHON) 3.11) && \
+	    $$python -m venv --clear .venv-lowest
+	touch $@
+
+# $(call install,ENVIRONMENT,EXTRAS,PINS)
+define install
+	@echo "Installing vit_jax$(2) into $(1), pinned by $(3)."
+	@echo "The first time this downloads some 700 MB and takes a few minutes."
+	$(1)/bin/python -m pip install --quiet --editable '.$(2)' --constraint $(3)
+endef
+
+VENV_PINS = $(shell lock=requirements/lock-py$$($(BIN)/python -c \
+    'import sys; print("%d%d" % sys.version_info[:2])').txt; \
+    test -e $$lock && echo $$lock || echo requirements/latest.txt)
+
+.venv/.run: .venv/.made $(PINS)
+	$(call install,.venv,,$(VENV_PINS))
+	touch $@
+
+.venv/.dev: .venv/.made $(PINS)
+	$(call install,.venv,[dev],$(VENV_PINS))
+	touch .venv/.run $@
+
+.venv-latest/.dev: .venv-latest/.made $(PINS)
+	$(call install,.venv-latest,[dev],requirements/latest.txt)
+	touch $@
+
+.venv-lowest/.dev: .venv-lowest/.made $(PINS)
+	$(call install,.venv-lowest,[dev],requirements/lowest.txt)
+	touch $@

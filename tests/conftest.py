@@ -1,0 +1,18 @@
+"""What every test runs with. Set here, before anything imports jax.
+
+Tests that start other processes hand their environment on, so these hold there too.
+"""
+
+import os
+from pathlib import Path
+
+DEVICES = "--xla_force_host_platform_device_count=8"
+CACHE = Path(__file__).parent.parent / ".jax_cache"
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}".strip()
+# TensorFlow's start-up notices.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Programs compiled by an earlier run, or by another worker or process of this one.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
