@@ -16,9 +16,9 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "batch_size": 32,
-            "total_epochs": 60.0,
+            "total_epochs": 50.0,
             "log_every": 100,
-            "mixup": 0.1,
+            "mixup": 0.2,
             "model": {
                 "patch_size": 7,
                 "width": 128,
@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
                 # No flip: a shoe in this set always points to the left.
                 "train": {"crop": "pad", "padding": 1, "flip": False},
             },
+            "loss": {"label_smoothing": 0.1},
             "optim": {
                 "learning_rate": 1e-3,
                 "b2": 0.95,

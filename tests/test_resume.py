@@ -41,42 +41,44 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float
 def test_resume_is_exact(
     number: signal.Signals, uninterrupted: tuple[Path, float], tmp_path: Path
 ) -> None:
+    """KILLS kills, over as many runs as it takes; each run ends as the whole one."""
     whole, seconds = uninterrupted
     check_randomness(whole)
-    args = f"--config={cli.EVERYTHING}", f"--workdir={tmp_path}"
     random = np.random.default_rng(KILLS)
-    kills = uncommitted = 0
+    runs = kills = uncommitted = 0
+    while kills < KILLS or runs == 0:
+        workdir = tmp_path / str(runs)
+        args = f"--config={cli.EVERYTHING}", f"--workdir={workdir}"
+        code = None
+        while code != 0:
+            # The first kill is while a checkpoint is being written.
+            at = random.uniform(0, seconds)
+            writing = functools.partial(half_written, workdir)
+            moment = writing if kills == 0 else at.__lt__
+            code, output = cli.run_and_signal(moment, number, *args)
+            assert code in (-number, 75, 0), output
+            assert code != 75 or "run the same command" in output
+            uncommitted += code == -signal.SIGKILL and half_written(workdir)
+            kills += code != 0
+        runs += 1
+        assert_same_run(workdir, whole)
+    print(f"{kills} kills, {uncommitted} of them with an uncommitted checkpoint "
+          f"directory, in {runs} runs")  # fmt: skip
+    assert uncommitted or number != signal.SIGKILL
 
-    def half_written() -> bool:
-        return any((tmp_path / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
 
-    # First one kill while a checkpoint is being written; then at random times.
-    moments = [lambda _: half_written()]
-    moments += [
-        functools.partial(lambda at, now: now > at, at)
-        for at in random.uniform(0, seconds, KILLS)
-    ]
-    for moment in moments:
-        code, output = cli.run_and_signal(moment, number, *args)
-        uncommitted += number == signal.SIGKILL and half_written()
-        assert code in (-number, 75, 0), output
-        kills += code != 0
-        if code == 75:
-            assert "stopped: " in output
-            assert "run the same command" in output
-    print(f"{kills} kills, {uncommitted} with an uncommitted checkpoint directory")
-    cli.run(*args)
+def half_written(workdir: Path, _: float = 0) -> bool:
+    return any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
 
-    assert kills > KILLS / 2
-    if number == signal.SIGKILL:
-        assert uncommitted >= 1
-    lines = cli.metric_lines(tmp_path)
+
+def assert_same_run(workdir: Path, whole: Path) -> None:
+    lines = cli.metric_lines(workdir)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert lines == cli.metric_lines(whole)
     cli.assert_same_bits(
-        cli.saved_arrays(tmp_path, STEPS), cli.saved_arrays(whole, STEPS)
+        cli.saved_arrays(workdir, STEPS), cli.saved_arrays(whole, STEPS)
     )
-    assert cli.saved_steps(tmp_path) == cli.saved_steps(whole)
+    assert cli.saved_steps(workdir) == cli.saved_steps(whole)
 
 
 def test_a_signal_during_compilation(tmp_path: Path) -> None:

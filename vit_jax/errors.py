@@ -1,28 +1,39 @@
-"""Errors for the person who typed the command, and the exit codes of `main`."""
+"""Errors for the person who typed the command, and their exit codes."""
 
 import difflib
 from collections.abc import Iterable
 
-EXIT_DONE = 0
-EXIT_USER_ERROR = 2
-EXIT_NON_FINITE_LOSS = 70
-EXIT_PREEMPTED = 75
 
+class Stop(Exception):
+    """An end of the program that its user is told in one message, without a traceback.
 
-class UserError(ValueError):
-    """Bad input: what was given, what was expected, what to do.
-
-    `main` prints the message alone, without a traceback, and exits with 2. Anything
-    else that is raised is a defect of ours and keeps its traceback.
+    Anything else that is raised is a defect of ours and keeps its traceback.
     """
 
+    exit_code: int
+    label = "error"
 
-class NonFiniteLossError(Exception):
-    """The loss or the update became NaN or infinite; `main` exits with 70."""
+
+class UserError(Stop, ValueError):
+    """Bad input: what was given, what was expected, what to do."""
+
+    exit_code = 2
 
 
-class Preempted(Exception):
-    """SIGTERM or Ctrl-C arrived; raised where it is safe to stop. Exit code 75."""
+class NonFiniteLossError(Stop):
+    """The loss or the update became NaN or infinite."""
+
+    exit_code = 70
+
+
+class Preempted(Stop):
+    """SIGTERM or Ctrl-C arrived; raised where it is safe to stop."""
+
+    exit_code = 75
+    label = "stopped"
+
+    def __str__(self) -> str:
+        return super().__str__() or "before it began: run the same command to start"
 
 
 def did_you_mean(given: str, valid: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeVar
 
-from vit_jax.errors import EXIT_PREEMPTED, Preempted
+from vit_jax.errors import Preempted
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ def install() -> None:
 
 def _handle(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGINT and _requested.is_set():
-        os._exit(EXIT_PREEMPTED)
+        os._exit(Preempted.exit_code)
     name = signal.Signals(number).name
     # os.write: print is not reentrant, and the signal may have interrupted a print.
     os.write(2, f"\n{name} received: stopping at the next safe point.\n".encode())

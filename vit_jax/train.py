@@ -42,7 +42,7 @@ def train_and_evaluate(workdir: epath.Path, config: dict[str, Any]) -> None:
             train_from(first_state(run, saved), workdir, config, run, saved)
         except (Preempted, NonFiniteLossError) as stop:
             saved.wait()
-            text = f"{stop}\n" if str(stop) else ""
+            text = "".join(f"{line}\n" for line in stop.args)
             raise type(stop)(text + where_it_stands(saved, workdir)) from None
     summarize(workdir, run, time.monotonic() - started)
 

@@ -1,0 +1,42 @@
+"""What the README says can be typed."""
+
+import re
+import shlex
+
+import pytest
+
+from tests import cli
+from vit_jax import config, main
+
+README = (cli.ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("python -m vit_jax.main")
+]
+
+
+def test_commands_are_found() -> None:
+    assert len(COMMANDS) >= 4
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_is_valid(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags, recipe and every override."""
+    monkeypatch.chdir(cli.ROOT)
+    argv = shlex.split(command)[2:]
+    overrides = main.parse(argv)
+    config.load(main.FLAGS.config, overrides)
+    main.FLAGS.unparse_flags()
+
+
+def test_targets_and_files_exist() -> None:
+    makefile = (cli.ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make ([a-z-]+)", "\n".join(BLOCKS), re.MULTILINE):
+        assert f"\n{target}:" in makefile
+    for path in re.findall(r"\]\(([a-zA-Z./-]+)\)", README):
+        assert (cli.ROOT / path).exists(), path
+    for path in re.findall(r"`(configs/\w+\.py)", README):
+        assert (cli.ROOT / path).exists(), path
