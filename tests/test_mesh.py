@@ -28,9 +28,12 @@ OVERRIDES = [
 ]
 
 
-def losses_and_params(mesh: tuple[int, int, int], devices: int) -> tuple[Any, Any]:
+def losses_and_params(
+    mesh: tuple[int, int, int], devices: int, *others: tuple[str, str]
+) -> tuple[Any, Any]:
     sizes = zip(("data", "fsdp", "tensor"), mesh, strict=True)
-    overrides = OVERRIDES + [(f"mesh.{axis}", str(size)) for axis, size in sizes]
+    of_mesh = [(f"mesh.{axis}", str(size)) for axis, size in sizes]
+    overrides = [*OVERRIDES, *of_mesh, *others]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda *_: jax.local_devices()[:devices])
         run = Run(**config.load(cli.EVERYTHING, overrides).to_dict())
@@ -63,6 +66,20 @@ def test_same_run_on_any_mesh(mesh: tuple[int, int, int]) -> None:
         params,
         expected_params,
     )
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [("optim.name", "adafactor"), ("optim.eps", "none")],
+        [("model.scan", "true"), ("accumulation_steps", "1")],
+    ],
+)
+def test_also_with_other_optimisers_and_scanned_layers(others: Any) -> None:
+    fewer = [("total_steps", "6"), *others]
+    losses, _ = losses_and_params((2, 2, 2), 8, *fewer)
+    expected, _ = losses_and_params((1, 1, 1), 1, *fewer)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
 def test_state_is_sharded_as_the_rules_say() -> None:

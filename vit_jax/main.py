@@ -43,8 +43,9 @@ def parse(argv: Sequence[str]) -> list[tuple[str, str]]:
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns its exit code, see `vit_jax.errors`."""
     preemption.install()
-    # TensorFlow, which writes TensorBoard's files, would greet and complain in C++.
+    # TensorFlow only writes TensorBoard's files: it need not greet and complain.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     logging.use_absl_handler()
     if "--help" in argv:
         print(__doc__)
