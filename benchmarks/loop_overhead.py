@@ -31,6 +31,7 @@ def config(args: argparse.Namespace) -> dict:
         "model.variant": args.variant,
         "data.image_size": str(args.image_size),
         "data.train.crop": "inception",
+        "data.train.padding": "none",
         "batch_size": str(args.batch_size),
         "total_epochs": "none",
         "total_steps": str(args.steps * args.blocks),

@@ -29,6 +29,7 @@ def load(*overrides: tuple[str, str]) -> dict[str, Any]:
         ("data.image_size", "32,64", (32, 64)),
         ("data.train.flip", "false", False),
         ("total_epochs", "none", None),
+        ("model.width", "none", None),  # left to the variant
         ("evals.test.batch_size", "50", 50),
         ("evals.test.data.image_size", "56", 56),
         ("optim.lr_multipliers", "(('head/.*', 10),)", (("head/.*", 10.0),)),

@@ -139,6 +139,8 @@ def schema(path: str, given: Plain) -> dict[str, Key]:
                 continue
             if is_config_type(hints[name]):
                 keys[name] = Key(hints[name], parameter.default)
+                if path == "model" and keys[name].required:  # a variant may say it
+                    keys[name] = Key(hints[name] | None, None)
     return keys
 
 
@@ -188,8 +190,6 @@ def complete(given: Plain, path: str = "") -> Plain:
         elif not key.required:
             default = key.default
             result[name] = placeholder(key.type) if default is None else default
-        elif path == "model":  # the variant may say it; models.create checks that
-            result[name] = placeholder(key.type)
         else:
             raise UserError(
                 f"config.{where} is not set: it should be {describe(key.type)}"
