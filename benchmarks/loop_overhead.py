@@ -66,7 +66,7 @@ def main() -> None:
     state = init_state(run.initialize, run.abstract_state)
     step = run.compile_train_step()
     workdir = epath.Path(tempfile.mkdtemp())
-    saved = Checkpoints(workdir / "checkpoints", settings, **run.checkpoint)
+    saved = Checkpoints(workdir / "checkpoints", settings, run.stream, **run.checkpoint)
     observer = train.observe(workdir, run, saved)
     fixed = next(run.batches(0))
     batches = run.batches(0)

@@ -70,6 +70,9 @@ def read_recipe(recipe: str) -> ConfigDict:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise UserError(f"--config={recipe}: the file defines no get_config(arg)")
+    takes_argument = bool(inspect.signature(module.get_config).parameters)
+    if arg and not takes_argument:
+        raise UserError(f'--config={recipe}: this recipe takes no argument ":{arg}"')
     try:
         return module.get_config(arg) if arg else module.get_config()
     except ValueError as error:  # recipes import only ml_collections: see DESIGN
@@ -206,8 +209,14 @@ def _complete_section(where: str, given: Any) -> Plain:
         # What an evaluation says of its data is laid over config.data when it is
         # opened, so only what is said is kept.
         checked = complete({"name": "", **given}, where)
-        return {name: checked[name] for name in given}
+        return {name: _only(checked[name], given[name]) for name in given}
     return complete(given, where)
+
+
+def _only(checked: Any, given: Any) -> Any:
+    if not isinstance(given, dict):
+        return checked
+    return {name: _only(checked[name], given[name]) for name in given}
 
 
 def override(config: Plain, path: str, text: str) -> None:
@@ -228,6 +237,8 @@ def override(config: Plain, path: str, text: str) -> None:
         if where != "evals" and not is_section(keys[name].type):
             raise UserError(f"--config.{path}: config.{join(where, name)} is a value")
         section, where = section.setdefault(name, {}), join(where, name)
+    if where == "evals":
+        raise UserError(f"--config.{path} is a section; set one of its keys")
     keys = schema(where, section)
     if last not in keys:
         raise UserError(f"--config.{path} is not a key; {did_you_mean(last, keys)}")
@@ -331,7 +342,12 @@ def describe(type_: Any) -> str:
     if names := literal_names(type_):
         return " or ".join(f'"{n}"' for n in names)
     if typing.get_origin(type_) is tuple:
-        parts = [getattr(a, "__name__", "...") for a in typing.get_args(type_)]
+        parts = [
+            "..."
+            if a is Ellipsis
+            else describe(a).removeprefix("an ").removeprefix("a ")
+            for a in typing.get_args(type_)
+        ]
         return f"a tuple ({', '.join(parts)})"
     if type_ is type(None):
         return "none"

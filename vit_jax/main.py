@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         from vit_jax import train  # slow to import: only once the config is good
 
         run = train.evaluate_only if FLAGS.evaluate_only else train.train_and_evaluate
-        run(epath.Path(FLAGS.workdir), config.to_dict())
+        run(epath.Path(FLAGS.workdir).expanduser(), config.to_dict())
     except errors.Stop as stop:
         print(f"{stop.label}: {stop}", file=sys.stderr)
         if isinstance(stop, errors.Preempted):

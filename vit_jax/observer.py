@@ -82,7 +82,7 @@ class Tracer:
         self._running = False
 
     def before(self, step: int) -> None:
-        if step == self._first:
+        if self._first <= step <= self._last and not self._running:
             jax.profiler.start_trace(str(self._directory))
             self._running = True
 

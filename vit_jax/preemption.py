@@ -5,6 +5,7 @@ asks for it each step; `wait` is for the calls that do not return for minutes (t
 compiler), during which Python would not even run the handler.
 """
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -77,6 +78,8 @@ def wait(function: Callable[..., T], *args: Any) -> T:
 
 def leave(code: int) -> None:
     """Ends the process without joining threads, which may be inside the compiler."""
+    for child in multiprocessing.active_children():  # workers of the input pipeline
+        child.kill()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

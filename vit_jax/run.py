@@ -5,6 +5,7 @@ section is splatted into the function that owns it. Past this file there are onl
 values and objects; nobody reads a config.
 """
 
+import contextlib
 import functools
 import math
 from typing import Any
@@ -68,7 +69,9 @@ class Run:
         Raises:
           UserError: if a value is out of its range or two do not go together.
         """
-        check_ranges(batch_size, accumulation_steps, mixup, ema, log_every, profile)
+        check_ranges(
+            seed, batch_size, accumulation_steps, mixup, ema, log_every, profile
+        )
         use_compilation_cache(compilation_cache)
         host_memory.keep_freed_memory()
         self.seed, self.batch_size, self.log_every = seed, batch_size, log_every
@@ -80,6 +83,15 @@ class Run:
         self.total_steps = resolve_steps(
             total_steps, total_epochs, self.dataset.num_examples, batch_size
         )
+        if profile is not None and profile[1] > self.total_steps:
+            raise UserError(
+                f"config.profile is {profile}, past the end: {self.total_steps} steps"
+            )
+        self.stream = {
+            "seed": seed,
+            "batch_size": batch_size,
+            "data": self.dataset.fingerprint,
+        }
         self.mesh = sharding.make_mesh(**mesh)
         sharding.check_batch_size(
             self.mesh, batch_size, parts=accumulation_steps, key="batch_size"
@@ -91,8 +103,8 @@ class Run:
             for name, entry in evals.items()
         ]
 
-        model["num_classes"] = self.num_classes
-        self.model = models.create(**model).clone(
+        keys: dict[str, Any] = {**model, "num_classes": self.num_classes}
+        self.model = models.create(**keys).clone(
             constrain=sharding.residual_constraint(self.mesh)
         )
         sharding.check_tensor(
@@ -109,7 +121,6 @@ class Run:
             seed=seed,
         )
         self.abstract_state = state.abstract_state(self.initialize, self.mesh)
-        of_loss = {"loss": losses.make(**loss), "num_classes": self.num_classes}
         self._train_step = steps.make_train_step(
             self.model.apply,
             self.tx,
@@ -120,10 +131,15 @@ class Run:
             mixup=mixup,
             accumulation_steps=accumulation_steps,
             ema=ema,
-            **of_loss,
+            loss=losses.make(**loss),
+            num_classes=self.num_classes,
         )
         self._make_eval_step = functools.partial(
-            steps.make_eval_step, self.model.apply, **of_loss
+            steps.make_eval_step,
+            self.model.apply,
+            # Without smoothing, so that it can be compared with other people's.
+            loss=losses.make(**{**loss, "label_smoothing": 0.0}),
+            num_classes=self.num_classes,
         )
 
     def check_data(self, *, train: bool = True) -> None:
@@ -134,7 +150,9 @@ class Run:
             )
         for evaluator in self.evaluators:
             preemption.check()
-            evaluator.check(self.num_classes)
+            evaluator.check(
+                self.num_classes, self._make_eval_step, self.abstract_state.params
+            )
 
     def compile_train_step(self) -> Any:
         batch = steps.abstract_batch(
@@ -149,24 +167,44 @@ class Run:
 
     def compile_evaluators(self) -> None:
         for evaluator in self.evaluators:
-            evaluator.compile(self._make_eval_step, self.abstract_state.params)
+            evaluator.compile()
 
     def batches(self, start_step: int) -> Any:
-        """Global batches on the devices, for the steps after `start_step`."""
-        for batch in self.dataset.train_batches(
+        """Global batches on the devices, for the steps after `start_step`.
+
+        A signal that reached the workers of the input pipeline too ends them early.
+        """
+        batches = self.dataset.train_batches(
             batch_size=self.batch_size,
             seed=self.seed,
             start_step=start_step,
             total_steps=self.total_steps,
             rows=self.rows,
-        ):
-            yield sharding.put_batch(batch, self.batch_sharding)
+        )
+        with contextlib.closing(batches):
+            while True:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                except Exception:  # raised again unless a signal explains it
+                    if preemption.requested():
+                        return
+                    raise
+                yield sharding.put_batch(batch, self.batch_sharding)
 
     def pauses_at(self, step: int) -> bool:
         """Whether something besides training is due after this step."""
         return step == self.total_steps or any(
             evaluator.due(step, self.total_steps) for evaluator in self.evaluators
         )
+
+    def result_names(self) -> list[str]:
+        """What `evaluate` may return, which `config.checkpoint.best` chooses from."""
+        names = [n for evaluator in self.evaluators for n in evaluator.result_names()]
+        if self.abstract_state.ema_params is not None:
+            names += [name.replace("/", "/raw/") for name in names]
+        return names
 
     def evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
         """Results of the evaluations that are due, with the averaged parameters too.
@@ -182,11 +220,7 @@ class Run:
                 results |= evaluator.run(state.best_params, preemption.check)
                 if state.ema_params is not None:
                     raw = evaluator.run(state.params, preemption.check)
-                    prefix = f"{evaluator.name}/"
-                    results |= {
-                        f"{prefix}raw/{k.removeprefix(prefix)}": v
-                        for k, v in raw.items()
-                    }
+                    results |= {k.replace("/", "/raw/"): v for k, v in raw.items()}
         return results
 
     def timer(self, start_step: int) -> StepTimer:
@@ -199,6 +233,7 @@ class Run:
 
 
 def check_ranges(
+    seed: int,
     batch_size: int,
     accumulation_steps: int,
     mixup: float,
@@ -214,6 +249,8 @@ def check_ranges(
     ):
         if value < 1:
             raise UserError(f"config.{name} is {value}: it should be at least 1")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"config.seed is {seed}: it should be 0 or more, below 2**63")
     if mixup < 0:
         raise UserError(f"config.mixup is {mixup}: it should be 0 (off) or more")
     if ema is not None and not 0 < ema < 1:

@@ -30,21 +30,30 @@ def train_and_evaluate(workdir: epath.Path, config: dict[str, Any]) -> None:
       Preempted: after a signal, once the state is saved.
     """
     started = time.monotonic()
-    workdirs.check_writable(workdir)
+    lock = workdirs.lock(workdir)  # held until the process ends
     run = Run(**config)
     run.check_data()
     # Closing waits for a save that is under way, whatever ends the run.
     with contextlib.closing(
-        Checkpoints(workdir / "checkpoints", config, **run.checkpoint)
+        Checkpoints(workdir / "checkpoints", config, run.stream, **run.checkpoint)
     ) as saved:
-        saved.check_best(evaluator.name for evaluator in run.evaluators)
+        saved.check_best(run.result_names())
         try:
-            train_from(first_state(run, saved), workdir, config, run, saved)
-        except (Preempted, NonFiniteLossError) as stop:
+            state = preemption.wait(first_state, run, saved)
+            train_from(state, workdir, config, run, saved)
+        except Preempted:
             saved.wait()
-            text = "".join(f"{line}\n" for line in stop.args)
-            raise type(stop)(text + where_it_stands(saved, workdir)) from None
+            where = where_it_stands(saved, workdir)
+            raise Preempted(f"{where}; run the same command to go on") from None
+        except NonFiniteLossError as error:
+            saved.wait()
+            raise NonFiniteLossError(
+                f"{error}\n{where_it_stands(saved, workdir)}. The same command would "
+                "end in the same way: lower config.optim.learning_rate, lengthen its "
+                "warmup_steps, or set clip_norm"
+            ) from None
     summarize(workdir, run, time.monotonic() - started)
+    lock.close()
 
 
 def train_from(
@@ -79,24 +88,26 @@ def train(
     position, timer = saved.position, observer.timer
     if position.pending is not None:  # it was stopped during an evaluation
         finish_step(run, state, saved, observer, position.pending)
-    tracer = Tracer(workdir, run.profile)
     batches = run.batches(position.step)
     with timer.waiting():
         batch = next(batches, None)
-    with jax.transfer_guard("disallow"):
+    with (
+        contextlib.closing(batches),
+        contextlib.closing(Tracer(workdir, run.profile)) as tracer,
+        jax.transfer_guard("disallow"),
+    ):
         for step in range(position.step + 1, run.total_steps + 1):
             tracer.before(step)
             state, scalars = train_step(state, batch)  # returns at once
             observer.push(step, scalars)  # reads the step before; raises if it was bad
             tracer.after(step, state)
-            if run.pauses_at(step) or saved.due(step) or preemption.requested():
+            with timer.waiting():
+                batch = next(batches, None)  # None: the last, or a signal ended them
+            signalled = batch is None or preemption.requested()
+            if run.pauses_at(step) or saved.due(step) or signalled:
                 # From here on this step is known to be good: never save a bad one.
                 position.step, line = step, observer.drain()
                 finish_step(run, state, saved, observer, line)
-            with timer.waiting():
-                batch = next(batches, None)
-    tracer.close()
-    batches.close()
 
 
 def finish_step(
@@ -112,6 +123,7 @@ def finish_step(
       Preempted: after a signal, with the state being saved.
     """
     position, step = saved.position, saved.position.step
+    owed = position.pending is not None
     with observer.timer.pause():
         try:
             results = run.evaluate(state, step)
@@ -124,7 +136,7 @@ def finish_step(
             observer.logger.write(step, line | results)
         stop = preemption.requested() and step < run.total_steps
         best = saved.improves(results)
-        if saved.due(step) or best or stop or step == run.total_steps:
+        if saved.due(step) or best or stop or owed or step == run.total_steps:
             observer.logger.flush()
             saved.save(state)
         if stop:
@@ -140,9 +152,15 @@ def first_state(run: Run, saved: Checkpoints) -> TrainState:
     4. the initialisation that the seed says.
     """
     if (state := saved.restore(run.abstract_state)) is not None:
+        if saved.position.step > run.total_steps:
+            raise UserError(
+                f"{saved.directory} is at step {saved.position.step}, past the "
+                f"{run.total_steps} of this config: raise config.total_steps, or use "
+                "another --workdir"
+            )
         return state
     if run.resume is not None:
-        directory = epath.Path(run.resume) / "checkpoints"
+        directory = epath.Path(run.resume).expanduser() / "checkpoints"
         if not directory.is_dir():
             raise UserError(f"config.resume: there is no {directory}")
         state = saved.restore(run.abstract_state, directory)
@@ -151,7 +169,7 @@ def first_state(run: Run, saved: Checkpoints) -> TrainState:
         return state
     state = init_state(run.initialize, run.abstract_state)
     if run.init_from is not None:
-        path = epath.Path(run.init_from)
+        path = epath.Path(run.init_from).expanduser()
         params = checkpoints.read_params(path, run.abstract_state.params)
         ema_params = None
         if state.ema_params is not None:
@@ -187,13 +205,18 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> None:
     if not run.evaluators:
         raise UserError("--evaluate_only: config.evals is empty, nothing to do")
     run.check_data(train=False)
-    source = epath.Path(run.init_from) if run.init_from is not None else workdir
+    source = workdir
+    if run.init_from is not None:
+        source = epath.Path(run.init_from).expanduser()
     directory = checkpoints.choose(source)
     params = checkpoints.read_params(directory, run.abstract_state.params)
-    preemption.wait(run.compile_evaluators)
-    results: Scalars = {}
-    for evaluator in run.evaluators:
-        results |= evaluator.run(params, preemption.check)
+    try:
+        preemption.wait(run.compile_evaluators)
+        results: Scalars = {}
+        for evaluator in run.evaluators:
+            results |= evaluator.run(params, preemption.check)
+    except Preempted:
+        raise Preempted("an evaluation keeps nothing: run the command again") from None
     for name, value in results.items():
         print(f"{name}: {value}")
     path = workdir / "evals" / f"{directory.name}.json"
@@ -221,22 +244,23 @@ def where_it_stands(saved: Checkpoints, workdir: epath.Path) -> str:
     """What a run that did not finish has saved."""
     step = saved.latest_step()
     if step is None:
-        return (
-            f"nothing was saved yet in {workdir}: run the same command to start again"
-        )
-    return f"{workdir} is saved at step {step}: run the same command to go on from it"
+        return f"nothing was saved yet in {workdir}"
+    return f"{workdir} is saved at step {step}"
 
 
 def summarize(workdir: epath.Path, run: Run, seconds: float) -> None:
     """The last words: results, where things are, what to try next."""
-    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    path = workdir / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    last = lines[-1] if lines else {}
+    prefixes = [f"{evaluator.name}/" for evaluator in run.evaluators]
     results = {
-        name: {
-            key.removeprefix(f"{name}/"): value
+        prefix[:-1]: {
+            key.removeprefix(prefix): value
             for key, value in last.items()
-            if key.startswith(f"{name}/")
+            if key.startswith(prefix)
         }
-        for name in (evaluator.name for evaluator in run.evaluators)
+        for prefix in prefixes
     }
     metrics.print_summary(
         step=run.total_steps,
@@ -244,7 +268,7 @@ def summarize(workdir: epath.Path, run: Run, seconds: float) -> None:
         seconds=seconds,
         places={
             "checkpoints": str(workdir / "checkpoints"),
-            "metrics": str(workdir / "metrics.jsonl"),
+            "metrics": str(path),
         },
         next_command=f"tensorboard --logdir={workdir / 'tensorboard'}",
     )

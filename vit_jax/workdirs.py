@@ -4,9 +4,10 @@ A workdir holds config.json, parameters.txt, metrics.jsonl, checkpoints/, evals/
 tensorboard/.
 """
 
+import fcntl
 import json
 import os
-from typing import Any
+from typing import IO, Any
 
 from absl import logging
 from etils import epath
@@ -30,6 +31,30 @@ def check_writable(workdir: epath.Path) -> None:
             f"--workdir={workdir} cannot be written ({error.strerror or error}): give "
             "a directory that can"
         ) from error
+
+
+def lock(workdir: epath.Path) -> IO[str]:
+    """Keeps other processes on this machine out of a workdir.
+
+    Returns:
+      A file: the lock is held until it is closed or the process ends, however it ends.
+
+    Raises:
+      UserError: if the directory cannot be written, or another process is at work.
+    """
+    check_writable(workdir)
+    if "://" in os.fspath(workdir):
+        return open(os.devnull)
+    file = open(workdir / ".lock", "a")  # noqa: SIM115 (held by the caller)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise UserError(
+            f"--workdir={workdir} is in use by another process: wait for it, or give "
+            "another directory"
+        ) from error
+    return file
 
 
 def write_config(workdir: epath.Path, config: dict[str, Any]) -> None:

@@ -11,9 +11,10 @@ is written, so a half-written one is never taken for a checkpoint. Its items:
 """
 
 import dataclasses
+import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import orbax.checkpoint as ocp
 from absl import logging
@@ -21,15 +22,14 @@ from etils import epath
 
 from vit_jax.checkpoints.disk import ToldOnce, check_space, space_needed
 from vit_jax.checkpoints.reading import (
+    BROKEN,
     Position,
     committed_steps,
     read_state,
+    write_position,
 )
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.state import TrainState
-
-# What Orbax and TensorStore raise for files that are missing, cut short or garbled.
-_BROKEN = (OSError, ValueError, KeyError, TypeError)
 
 
 class Checkpoints:
@@ -39,24 +39,25 @@ class Checkpoints:
         self,
         directory: epath.Path,
         config: dict[str, Any],
+        stream: dict[str, Any],
         *,
         every: int = 1000,
         keep: int = 2,
         keep_period: int | None = None,
         best: str | None = None,
-        best_mode: Literal["max", "min"] = "max",
     ) -> None:
         """Opens the directory; what an interrupted save left there is removed.
 
         Args:
           directory: made if missing.
           config: stored with each checkpoint.
+          stream: see `Position`; a checkpoint of another one is refused.
           every: steps between saves.
           keep: the newest so many are kept.
           keep_period: checkpoints of steps that this divides are kept for good.
-          best: a scalar of an evaluation, such as "test/accuracy"; whenever it
-            improves the step is saved, and the best one is kept.
-          best_mode: whether a larger or a smaller value is better.
+          best: a result of an evaluation, such as "test/accuracy" or "test/loss";
+            whenever it improves the step is saved, and the best one is kept. A loss
+            improves when it falls, all else when it grows.
         """
         if every < 1 or keep < 1 or (keep_period is not None and keep_period < 1):
             raise UserError(
@@ -65,9 +66,9 @@ class Checkpoints:
             )
         logging.get_absl_handler().addFilter(ToldOnce())
         self.every, self.best, self.directory = every, best, directory
-        self.position = Position()
+        self.position = Position(stream=stream)
         self._config = config
-        self._better = operator.gt if best_mode == "max" else operator.lt
+        self._better = operator.lt if (best or "").endswith("loss") else operator.gt
         policies = ocp.checkpoint_managers
         preserved: list[Any] = [policies.LatestN(keep), _Best(self)]
         if keep_period is not None:
@@ -87,20 +88,20 @@ class Checkpoints:
         if self.best is None or self.best not in scalars:
             return False
         value, best = float(scalars[self.best]), self.position.best_value
+        if not math.isfinite(value):
+            return False
         if best is not None and not self._better(value, best):
             return False
         self.position.best_value, self.position.best_step = value, self.position.step
         return True
 
-    def check_best(self, evaluations: Iterable[str]) -> None:
-        """Refuses a `best` of no evaluation: it would never save anything."""
-        names = sorted(f"{name}/accuracy" for name in evaluations)
-        if self.best is not None and self.best.split("/")[0] not in {
-            name.split("/")[0] for name in names
-        }:
+    def check_best(self, results: Iterable[str]) -> None:
+        """Refuses a `best` that is the name of no result: it would never be saved."""
+        results = list(results)
+        if self.best is not None and self.best not in results:
             raise UserError(
-                f'config.checkpoint.best is "{self.best}", which is no result of '
-                f"config.evals; {did_you_mean(self.best, names)}"
+                f'config.checkpoint.best is "{self.best}", which no evaluation of '
+                f"config.evals gives; {did_you_mean(self.best, results)}"
             )
 
     def check_space(self, abstract: TrainState) -> None:
@@ -116,13 +117,15 @@ class Checkpoints:
     def save(self, state: TrainState) -> None:
         """Starts writing the state of `position.step`; returns once it is copied.
 
-        A step that is on disk already is not written again.
+        Of a step that is on disk already, only the position is written again.
 
         Raises:
           UserError: if this save or the one before it failed for want of space.
         """
         step = self.position.step
         if step in self._manager.all_steps():
+            self.wait()
+            write_position(self.directory / str(step), self.position)
             return
         check_space(self.directory, state)
         rest = state.replace(params=None, ema_params=None)  # type: ignore[attr-defined]
@@ -174,10 +177,11 @@ class Checkpoints:
         steps = committed_steps(directory)[::-1]
         for step in steps:
             try:
-                state, self.position = read_state(directory / str(step), abstract)
+                state, position = read_state(directory / str(step), abstract)
+                self._refuse_other_stream(directory / str(step), position)
             except UserError:
                 raise  # whole, but of another model
-            except _BROKEN as error:
+            except BROKEN as error:
                 first_line = str(error).strip().split("\n")[0][:200]
                 broken.append(f"step {step}: {type(error).__name__}: {first_line}")
                 logging.warning(
@@ -186,8 +190,12 @@ class Checkpoints:
                     broken[-1],
                 )
                 continue
-            for bad in steps[: len(broken)] if own else ():
-                self._put_aside(bad)
+            self.position = position
+            if own:
+                for bad in steps[: len(broken)]:
+                    self._put_aside(bad)
+            else:  # the best of that run is not in this workdir
+                self.position.best_step = self.position.best_value = None
             return state
         if broken:
             raise UserError(
@@ -196,6 +204,18 @@ class Checkpoints:
                 + "\nmove the directory away to start from scratch"
             )
         return None
+
+    def _refuse_other_stream(self, directory: epath.Path, position: Position) -> None:
+        """Its next batch would not be the one after its last."""
+        wanted = self.position.stream
+        if position.stream != wanted:
+            was = ", ".join(f"{k} {v}" for k, v in position.stream.items())
+            now = ", ".join(f"{k} {v}" for k, v in wanted.items())
+            raise UserError(
+                f"{directory} was made with {was}; this config has {now}: with these "
+                "the run would see some examples twice and others never. Use another "
+                "--workdir (and config.init_from, to start from these weights)"
+            )
 
     def _put_aside(self, step: int) -> None:
         aside = self.directory.parent / "broken_checkpoints"

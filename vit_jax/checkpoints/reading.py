@@ -1,6 +1,7 @@
 """Reading checkpoints: a whole state, the weights alone, or what shapes they have."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,10 @@ from vit_jax.errors import UserError
 from vit_jax.sharding import path_name
 from vit_jax.state import Params, TrainState
 
+# What Orbax and TensorStore raise for files that are missing, cut short or garbled.
+# Other errors of the system (no permission, no network) say nothing of the files.
+BROKEN = (FileNotFoundError, ValueError, KeyError, TypeError)
+
 # Path -> (shape, dtype) of the arrays of a checkpoint.
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 
@@ -23,12 +28,14 @@ class Position:
 
     Attributes:
       step: the number of updates done.
+      stream: what makes batch number s what it is: seed, batch size, data.
       pending: scalars of this step that wait for its evaluations, if it was left
         before they were done; None if nothing is owed.
       best_step: of the best evaluation so far, and `best_value`; None before the first.
     """
 
     step: int = 0
+    stream: dict[str, Any] = dataclasses.field(default_factory=dict)
     pending: dict[str, Any] | None = None
     best_step: int | None = None
     best_value: float | None = None
@@ -60,6 +67,14 @@ def read_state(
         params=read_item(directory / "params", abstract.params), ema_params=ema_params
     )
     return state, Position(**read_json(directory / "position"))
+
+
+def write_position(directory: epath.Path, position: Position) -> None:
+    """Replaces the position of a checkpoint on disk, by one rename."""
+    path = directory / "position" / "metadata"  # the file of Orbax's JSON items
+    temporary = path.with_name("metadata.tmp")
+    temporary.write_text(json.dumps(dataclasses.asdict(position)))
+    temporary.replace(path)
 
 
 def read_item(directory: epath.Path, abstract: Any) -> Any:
@@ -148,6 +163,19 @@ def read_params(
       UserError: if there is none, or the parameters are of another model.
     """
     directory = choose(path, step)
+    try:
+        return _read_params(directory, abstract)
+    except UserError:
+        raise
+    except BROKEN as error:
+        raise UserError(
+            f"{directory} cannot be read ({type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0][:200]}): name another checkpoint, "
+            f"such as {directory.parent / 'STEP'}"
+        ) from error
+
+
+def _read_params(directory: epath.Path, abstract: Params) -> Params:
     item = "ema_params" if (directory / "ema_params").exists() else "params"
     stored = {
         name.split("/", 1)[1]: shape
@@ -174,6 +202,9 @@ def choose(path: epath.Path, step: int | None = None) -> epath.Path:
         raise UserError(f"{path}: expected {wanted}, found {found}")
     newest = path / "checkpoints" / str(steps[-1])
     if step is None:
-        best = read_json(newest / "position")["best_step"]
+        try:
+            best = read_json(newest / "position")["best_step"]
+        except BROKEN:  # reading its weights will say so, or find them whole
+            best = None
         step = best if best in steps else steps[-1]
     return path / "checkpoints" / str(step)

@@ -1,5 +1,6 @@
 """Accuracy and loss over a split; every example counts exactly once."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -42,33 +43,47 @@ class Classification:
           batch_size: global.
           data: keys of `config.data` that differ for this evaluation.
         """
-        if every is not None and every < 1:
+        for key, value in (("every", every), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise UserError(
+                    f"config.evals.{name}.{key} is {value}: it should be at least 1"
+                )
+        if name in ("train", "timing") or "/" in name:
             raise UserError(
-                f"config.evals.{name}.every is {every}: at least 1, or none"
+                f'config.evals has an entry "{name}": its results would be mixed up '
+                "with other lines of metrics.jsonl; choose another name"
             )
+        for key in ("split", "train"):
+            if key in data:
+                raise UserError(
+                    f"config.evals.{name}.data.{key} has no effect: an evaluation has "
+                    f"config.evals.{name}.split and config.evals.{name}.data.eval"
+                )
         self.name, self.every = name, every
         self.batch_size = batch_size or training_batch_size
         key = f"evals.{name}.batch_size" if batch_size else "batch_size"
         sharding.check_batch_size(mesh, self.batch_size, key=key)
         section: dict[str, Any] = {**training_data, **data, "split": split}
+        if "eval" in data:
+            section["eval"] = {**training_data["eval"], **data["eval"]}
         self.dataset = datasets.make(**section)
         self._mesh = mesh
         self._sharding = sharding.batch_sharding(mesh)
         self._rows = sharding.process_rows(self._sharding, self.batch_size)
 
-    def check(self, num_classes: int) -> None:
-        """Refuses data that cannot be read or does not fit the head."""
+    def check(
+        self, num_classes: int, make_eval_step: Callable[..., Any], params: Params
+    ) -> None:
+        """Refuses data that cannot be read or does not fit the model.
+
+        Args:
+          num_classes: of the head.
+          make_eval_step: makes the step for a mean and a standard deviation.
+          params: abstract, with shardings; kept for `compile`.
+        """
         self.dataset.check(
             num_classes=num_classes, train=False, batch_size=self.batch_size
         )
-
-    def due(self, step: int, total_steps: int) -> bool:
-        return step == total_steps or (
-            self.every is not None and step % self.every == 0
-        )
-
-    def compile(self, make_eval_step: Callable[..., Any], params: Params) -> None:
-        """Compiles the step for abstract parameters."""
         batch = steps.abstract_batch(
             self._mesh,
             self.batch_size,
@@ -76,7 +91,25 @@ class Classification:
             label_classes=self.dataset.label_classes,
         )
         eval_step = make_eval_step(mean=self.dataset.mean, std=self.dataset.std)
+        try:
+            jax.eval_shape(eval_step, params, batch)
+        except UserError as error:
+            raise UserError(f"config.evals.{self.name}: {error}") from error
+        self._to_compile = eval_step, params, batch
+
+    def due(self, step: int, total_steps: int) -> bool:
+        return step == total_steps or (
+            self.every is not None and step % self.every == 0
+        )
+
+    def compile(self) -> None:
+        """Compiles the step that `check` has tried."""
+        eval_step, params, batch = self._to_compile
         self._step = steps.compile_eval_step(eval_step, self._mesh, params, batch)
+
+    def result_names(self) -> list[str]:
+        """The keys of what `run` returns."""
+        return [f"{self.name}/{what}" for what in ("accuracy", "loss", "examples")]
 
     def run(self, params: Params, check: Callable[[], None]) -> dict[str, float | int]:
         """Accuracy, mean loss and number of examples.
@@ -88,13 +121,14 @@ class Classification:
         totals = {"correct": 0, "loss": 0.0, "examples": 0}
         pending: dict[str, jax.Array] | None = None
         batches = self.dataset.eval_batches(batch_size=self.batch_size, rows=self._rows)
-        for batch in batches:
-            check()
-            on_device = sharding.put_batch(batch, self._sharding)
-            sums = self._step(params, on_device)
-            if pending is not None:  # read a batch late: the device does not wait
-                add(totals, pending)
-            pending = sums
+        with contextlib.closing(batches):
+            for batch in batches:
+                check()
+                on_device = sharding.put_batch(batch, self._sharding)
+                sums = self._step(params, on_device)
+                if pending is not None:  # read a batch late: the device does not wait
+                    add(totals, pending)
+                pending = sums
         if pending is not None:
             add(totals, pending)
         count = totals["examples"]
