@@ -17,8 +17,10 @@ ROOT = Path(__file__).parent.parent
 EVERYTHING = "tests/recipes/everything.py"
 
 
-def start(*args: str, root: Path = ROOT, devices: int = 1) -> subprocess.Popen[str]:
-    """Starts `python -m vit_jax.main` in the checkout `root`."""
+def start(
+    *args: str, root: Path = ROOT, devices: int = 1, group: bool = False
+) -> subprocess.Popen[str]:
+    """Starts `python -m vit_jax.main`; with `group`, in a process group of its own."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-m", "vit_jax.main", *args],
@@ -27,6 +29,7 @@ def start(*args: str, root: Path = ROOT, devices: int = 1) -> subprocess.Popen[s
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=group,
     )
 
 

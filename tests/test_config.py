@@ -62,6 +62,7 @@ def test_overrides(key: str, text: str, value: Any) -> None:
         ("data.train.crop", "incept", 'did you mean "inception"'),
         ("data.mean", "0.5", "a tuple"),
         ("checkpoint.every", "none", "should be an int"),
+        ("evals.test", "5", "is a section"),
     ],
 )
 def test_overrides_that_cannot_be(key: str, text: str, message: str) -> None:
@@ -74,6 +75,7 @@ def test_overrides_that_cannot_be(key: str, text: str, message: str) -> None:
     [
         ("configs/quikstart.py", 'did you mean "configs/quickstart.py"'),
         ("nowhere/x.py", "there is no file"),
+        ("configs/quickstart.py:B/16", "takes no argument"),
     ],
 )
 def test_recipes_that_are_not_there(

@@ -68,6 +68,7 @@ def test_same_run_on_any_mesh(mesh: tuple[int, int, int]) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "others",
     [
@@ -125,8 +126,30 @@ def test_rule_table_is_strict() -> None:
         ([("batch_size", "4")], "nearest that work: 16"),
         ([("mesh.tensor", "8")], "does not divide model.num_heads 4"),
         ([("evals.test.batch_size", "60")], "config.evals.test.batch_size is 60"),
+        ([("evals.test.batch_size", "0")], "should be at least 1"),
+        ([("evals.test.data.split", "train")], "has no effect"),
+        ([("profile", "50,70")], "past the end: 60 steps"),
+        ([("seed", "-1")], "should be 0 or more"),
+        ([("ema", "1.5")], "between 0 and 1"),
+        ([("mixup", "-1")], "0 .off. or more"),
+        ([("model.num_classes", "9")], "the data has 10"),
     ],
 )
-def test_meshes_that_cannot_work(overrides: Any, message: str) -> None:
+def test_values_that_cannot_work(overrides: Any, message: str) -> None:
     with pytest.raises(config.UserError, match=message):
         Run(**config.load(cli.EVERYTHING, overrides).to_dict())
+
+
+def test_an_evaluation_that_does_not_fit_is_refused_before_compiling() -> None:
+    run = Run(
+        **config.load(cli.EVERYTHING, [("evals.test.data.image_size", "56")]).to_dict()
+    )
+    with pytest.raises(config.UserError, match=r"config\.evals\.test: "):
+        run.check_data()
+
+
+def test_an_evaluation_has_data_of_its_own() -> None:
+    overrides = [("evals.test.data.eval.resize", "32")]
+    run = Run(**config.load(cli.EVERYTHING, overrides).to_dict())
+    assert run.evaluators[0].dataset.eval.resize == 32
+    assert run.dataset.eval.resize is None

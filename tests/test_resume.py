@@ -57,7 +57,11 @@ def test_resume_is_exact(
             moment = writing if kills == 0 else at.__lt__
             code, output = cli.run_and_signal(moment, number, *args)
             assert code in (-number, 75, 0), output
-            assert code != 75 or "run the same command" in output
+            if code == -signal.SIGTERM:
+                assert not output  # so early that Python had not started
+            if code == 75:
+                assert "run the same command" in output
+                assert_nothing_lost(workdir)
             uncommitted += code == -signal.SIGKILL and half_written(workdir)
             kills += code != 0
         runs += 1
@@ -65,6 +69,13 @@ def test_resume_is_exact(
     print(f"{kills} kills, {uncommitted} of them with an uncommitted checkpoint "
           f"directory, in {runs} runs")  # fmt: skip
     assert uncommitted or number != signal.SIGKILL
+
+
+def assert_nothing_lost(workdir: Path) -> None:
+    """After a signal the newest checkpoint is of the newest step, or the one owed."""
+    if (workdir / "metrics.jsonl").exists() and (lines := cli.metric_lines(workdir)):
+        newest = cli.saved_steps(workdir)[-1]
+        assert newest in (lines[-1]["step"], lines[-1]["step"] + 1)
 
 
 def half_written(workdir: Path, _: float = 0) -> bool:
@@ -118,6 +129,8 @@ def test_a_signal_during_an_evaluation(tmp_path: Path) -> None:
     assert [line["step"] for line in cli.metric_lines(killed)] == list(range(1, 10))
     cli.run(*args, f"--workdir={killed}")
     assert cli.metric_lines(killed) == cli.metric_lines(whole)
+    assert json.loads(position.read_text())["pending"] is None  # settled
+    assert cli.saved_steps(killed) == [10, 12]
     cli.assert_same_bits(cli.saved_arrays(killed, 12), cli.saved_arrays(whole, 12))
 
 

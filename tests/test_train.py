@@ -1,7 +1,11 @@
 """What training keeps, where it starts from and how it ends, by the command line."""
 
+import fcntl
 import json
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +171,46 @@ def test_a_non_finite_loss_stops_the_run(tmp_path: Path) -> None:
 def test_profile_writes_a_trace(tmp_path: Path) -> None:
     cli.run(*ARGS, f"--workdir={tmp_path}", "--config.profile=5,7")
     assert list(tmp_path.glob("tensorboard/plugins/profile/*/*.xplane.pb"))
+
+
+def test_one_process_a_workdir(tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        output = cli.run(*ARGS, f"--workdir={tmp_path}", expect=2)
+    assert "is in use by another process" in output
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("--config.total_steps=12", "is at step 40, past the 12"),
+        ("--config.batch_size=32", "batch_size 16"),
+        ("--config.seed=4", "seed 3"),
+        ("--config.data.split=train[:50%]", "some examples twice"),
+        ("--config.checkpoint.best=test/acuracy", 'did you mean "test/accuracy"'),
+    ],
+)
+def test_configs_that_cannot_go_on(finished: Path, override: str, message: str) -> None:
+    before = (finished / "config.json").read_bytes()
+    output = cli.run(*ARGS, f"--workdir={finished}", override, expect=2)
+    assert message in output
+    assert (finished / "config.json").read_bytes() == before
+
+
+def test_signals_to_the_whole_group_with_workers(tmp_path: Path) -> None:
+    """As a batch system sends them: to the workers of the input pipeline too."""
+    args = (f"--config={cli.EVERYTHING}", f"--workdir={tmp_path}")
+    process = cli.start(
+        *args, "--config.data.num_workers=1", "--config.total_steps=4000", group=True
+    )
+    path = tmp_path / "metrics.jsonl"
+    while process.poll() is None and not (
+        path.exists() and len(path.read_text().splitlines()) > 8
+    ):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)  # all that hold its pipe have ended
+    assert process.returncode == 75, output
+    assert "Traceback" not in output
+    newest, last = cli.saved_steps(tmp_path)[-1], cli.metric_lines(tmp_path)[-1]["step"]
+    assert newest in (last, last + 1)  # one more if its evaluation is owed

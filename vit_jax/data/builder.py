@@ -1,9 +1,6 @@
 """Builds batch number s, or any rows of it, as a pure function of (seed, s)."""
 
 import dataclasses
-import multiprocessing
-import signal
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -54,15 +51,7 @@ class BatchBuilder:
         return {field.name: getattr(self, field.name) for field in fields}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """In a worker process: threads do not travel, they are made anew.
-
-        Signals to the whole process group are for the main process, which ends its
-        workers when it has saved.
-        """
-        in_worker = multiprocessing.parent_process() is not None
-        if in_worker and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        """In a worker process: threads do not travel, they are made anew."""
         self.__dict__.update(state)
         self.__post_init__()
 

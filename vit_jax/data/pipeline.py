@@ -4,7 +4,9 @@ Grain is given step numbers, not records, so its whole state is the next step, a
 neither threads nor workers can change what a batch holds.
 """
 
+import contextlib
 import os
+import signal
 from collections.abc import Iterator
 
 from absl import flags
@@ -35,7 +37,9 @@ class BatchIterator(Iterator[Batch]):
             batches = batches.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=1)
             )
-        self._batches = iter(batches)
+        self._starting = _signals_held if num_workers else contextlib.nullcontext
+        with self._starting():
+            self._batches = iter(batches)
         self._builder = builder
         self._left = max(0, stop - start)
 
@@ -44,7 +48,9 @@ class BatchIterator(Iterator[Batch]):
             self.close()
             raise StopIteration
         try:
-            batch = next(self._batches)
+            with self._starting():
+                batch = next(self._batches)
+            self._starting = contextlib.nullcontext  # the workers have started
         except BaseException:  # an error or an interrupt
             self.close()
             raise
@@ -55,6 +61,21 @@ class BatchIterator(Iterator[Batch]):
         """Stops the threads and workers. Closing twice is no error."""
         self._batches.close()
         self._builder.close()
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Holds SIGTERM and SIGINT back; they arrive at the end.
+
+    Processes and threads that are started meanwhile keep them blocked: a signal to the
+    whole process group is for the main process, which ends its workers when it has
+    saved. A worker that died would leave Grain waiting for it for ever.
+    """
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def num_cores() -> int:
