@@ -58,7 +58,8 @@ def test_resume_is_exact(
             code, output = cli.run_and_signal(moment, number, *args)
             assert code in (-number, 75, 0), output
             if code == -signal.SIGTERM:
-                assert not output  # so early that Python had not started
+                # Before the handler was there, or while Python took itself down.
+                assert not output or "Finished at step" in output
             if code == 75:
                 assert "run the same command" in output
                 assert_nothing_lost(workdir)
