@@ -37,8 +37,9 @@ ARGS = (f"--config={cli.EVERYTHING}", "--config.total_steps=40")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("finished")
+    relative = os.path.relpath(workdir, cli.ROOT)  # as users give it
     output = cli.run(
-        *ARGS, f"--workdir={workdir}", "--config.checkpoint.keep_period=14"
+        *ARGS, f"--workdir={relative}", "--config.checkpoint.keep_period=14"
     )
     assert "Finished at step 40" in output
     assert "tensorboard --logdir" in output
@@ -98,7 +99,7 @@ def test_evaluate_only(finished: Path, tmp_path: Path) -> None:
         *ARGS,
         f"--workdir={tmp_path}",
         "--evaluate_only",
-        f"--config.init_from={finished}/checkpoints/40",
+        f"--config.init_from={os.path.relpath(finished, cli.ROOT)}/checkpoints/40",
     )
     assert f"test/accuracy: {results[40]}" in other
     record = json.loads((tmp_path / "evals" / "40.json").read_text())

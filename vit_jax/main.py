@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags, logging
-from etils import epath
 
 from vit_jax import config as configs
 from vit_jax import errors, preemption
@@ -53,10 +52,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         overrides = parse(argv)
         config = configs.load(FLAGS.config, overrides)
-        from vit_jax import train  # slow to import: only once the config is good
+        from vit_jax import train, workdirs  # slow to import: after the config is good
 
         run = train.evaluate_only if FLAGS.evaluate_only else train.train_and_evaluate
-        run(epath.Path(FLAGS.workdir).expanduser(), config.to_dict())
+        run(workdirs.absolute(FLAGS.workdir), config.to_dict())
     except errors.Stop as stop:
         print(f"{stop.label}: {stop}", file=sys.stderr)
         if isinstance(stop, errors.Preempted):

@@ -160,7 +160,7 @@ def first_state(run: Run, saved: Checkpoints) -> TrainState:
             )
         return state
     if run.resume is not None:
-        directory = epath.Path(run.resume).expanduser() / "checkpoints"
+        directory = workdirs.absolute(run.resume) / "checkpoints"
         if not directory.is_dir():
             raise UserError(f"config.resume: there is no {directory}")
         state = saved.restore(run.abstract_state, directory)
@@ -169,7 +169,7 @@ def first_state(run: Run, saved: Checkpoints) -> TrainState:
         return state
     state = init_state(run.initialize, run.abstract_state)
     if run.init_from is not None:
-        path = epath.Path(run.init_from).expanduser()
+        path = workdirs.absolute(run.init_from)
         params = checkpoints.read_params(path, run.abstract_state.params)
         ema_params = None
         if state.ema_params is not None:
@@ -207,7 +207,7 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> None:
     run.check_data(train=False)
     source = workdir
     if run.init_from is not None:
-        source = epath.Path(run.init_from).expanduser()
+        source = workdirs.absolute(run.init_from)
     directory = checkpoints.choose(source)
     params = checkpoints.read_params(directory, run.abstract_state.params)
     try:

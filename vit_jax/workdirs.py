@@ -15,6 +15,17 @@ from etils import epath
 from vit_jax.errors import UserError
 
 
+def absolute(path: str) -> epath.Path:
+    """A path as a user gives it, in full: Orbax takes no other.
+
+    >>> absolute("gs://bucket/run") == epath.Path("gs://bucket/run")
+    True
+    """
+    if "://" in path:
+        return epath.Path(path)
+    return epath.Path(os.path.abspath(os.path.expanduser(path)))
+
+
 def check_writable(workdir: epath.Path) -> None:
     """Makes the directory and writes a file in it.
 
