@@ -36,7 +36,7 @@ def start(
 def run(*args: str, expect: int | None = 0, root: Path = ROOT, devices: int = 1) -> str:
     """Runs to the end; returns stdout and stderr. Fails on another exit code."""
     process = start(*args, root=root, devices=devices)
-    output, _ = process.communicate(timeout=600)
+    output, _ = process.communicate(timeout=1150)
     if expect is not None:
         assert process.returncode == expect, output
     return output
@@ -52,7 +52,7 @@ def run_and_signal(
             process.send_signal(number)
             break
         time.sleep(0.0005)
-    output, _ = process.communicate(timeout=600)
+    output, _ = process.communicate(timeout=1150)
     return process.returncode, output
 
 
