@@ -51,10 +51,12 @@ def test_resume_is_exact(
         args = f"--config={cli.EVERYTHING}", f"--workdir={workdir}"
         code = None
         while code != 0:
-            # The first kill is while a checkpoint is being written.
+            # The first kill is while a checkpoint is being written, and so are those
+            # after it until one has come in time.
             at = random.uniform(0, seconds)
             writing = functools.partial(half_written, workdir)
-            moment = writing if kills == 0 else at.__lt__
+            early = number == signal.SIGKILL and not uncommitted
+            moment = writing if early else at.__lt__
             code, output = cli.run_and_signal(moment, number, *args)
             assert code in (-number, 75, 0), output
             if code == -signal.SIGTERM:
@@ -67,6 +69,7 @@ def test_resume_is_exact(
             kills += code != 0
         runs += 1
         assert_same_run(workdir, whole)
+        assert not half_written(workdir)  # what a kill left was cleared away
     print(f"{kills} kills, {uncommitted} of them with an uncommitted checkpoint "
           f"directory, in {runs} runs")  # fmt: skip
     assert uncommitted or number != signal.SIGKILL

@@ -16,6 +16,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -26,6 +27,7 @@ from vit_jax.checkpoints.reading import (
     Position,
     committed_steps,
     read_state,
+    remove_uncommitted,
     write_position,
 )
 from vit_jax.errors import UserError, did_you_mean
@@ -73,12 +75,15 @@ class Checkpoints:
         preserved: list[Any] = [policies.LatestN(keep), _Best(self)]
         if keep_period is not None:
             preserved.append(policies.EveryNSteps(keep_period))
+        directory.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            remove_uncommitted(directory)
         self._manager = ocp.CheckpointManager(
             directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(preserved),
                 save_decision_policy=policies.FixedIntervalPolicy(1),  # we decide
-                cleanup_tmp_directories=True,
+                create=False,
                 enable_background_delete=True,
             ),
         )

@@ -45,7 +45,20 @@ def committed_steps(directory: epath.Path) -> list[int]:
     """Steps of the checkpoints in a directory that are wholly written, sorted."""
     if not directory.is_dir():
         return []
-    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+    is_whole = ocp.path.step.is_path_finalized  # object stores have no atomic rename
+    names = (p for p in directory.iterdir() if p.name.isdigit())
+    return sorted(int(p.name) for p in names if is_whole(p))
+
+
+def remove_uncommitted(directory: epath.Path) -> None:
+    """Removes what an interrupted save left behind.
+
+    Orbax can do this too, but in a thread that `CheckpointManager.close` does not wait
+    for: a run that ends at once, for a mistake in its config, would end in a traceback.
+    """
+    for path in directory.iterdir():
+        if path.is_dir() and ocp.path.step.is_path_temporary(path):
+            path.rmtree()
 
 
 def read_state(
