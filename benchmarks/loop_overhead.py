@@ -63,8 +63,8 @@ def main() -> None:
 
     settings = config(args)
     run = Run(**settings)
-    state = init_state(run.initialize, run.abstract_state)
-    step = run.compile_train_step()
+    state = init_state(run.program.initialize, run.abstract_state)
+    step = run.program.compile_train_step()
     workdir = epath.Path(tempfile.mkdtemp())
     saved = Checkpoints(workdir / "checkpoints", settings, run.stream, **run.checkpoint)
     observer = train.observe(workdir, run, saved)

@@ -31,7 +31,7 @@ LAYERS: tuple[set[str], ...] = (
         "timing",
     },
     {"checkpoints", "data", "metrics", "state", "steps", "workdirs"},
-    {"evaluators", "observer"},
+    {"evaluators", "observer", "program"},
     {"run"},
     {"config", "train"},
     {"main"},

@@ -37,11 +37,11 @@ def losses_and_params(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda *_: jax.local_devices()[:devices])
         run = Run(**config.load(cli.EVERYTHING, overrides).to_dict())
-    state = init_state(run.initialize, run.abstract_state)
+    state = init_state(run.program.initialize, run.abstract_state)
     head = state.params["head"]["kernel"]
     random = 0.1 * np.random.default_rng(0).normal(size=head.shape).astype(np.float32)
     state.params["head"]["kernel"] = jax.device_put(random, head.sharding)
-    step = run.compile_train_step()
+    step = run.program.compile_train_step()
     losses = []
     for batch in run.batches(0):
         state, scalars = step(state, batch)
@@ -86,7 +86,7 @@ def test_also_with_other_optimisers_and_scanned_layers(others: Any) -> None:
 def test_state_is_sharded_as_the_rules_say() -> None:
     overrides = [*OVERRIDES, ("mesh.fsdp", "2"), ("mesh.tensor", "2")]
     run = Run(**config.load(cli.EVERYTHING, overrides).to_dict())
-    state = init_state(run.initialize, run.abstract_state)
+    state = init_state(run.program.initialize, run.abstract_state)
     block = state.params["Transformer"]["encoderblock_0"]
     attention = block["MultiHeadDotProductAttention_0"]
     shard = attention["query"]["kernel"].sharding.shard_shape
@@ -106,10 +106,10 @@ def test_residual_stream_is_constrained_in_the_traced_program() -> None:
     images = jnp.zeros((32, 28, 28, 3))
     params = run.abstract_state.params
     program = jax.make_jaxpr(
-        lambda p, x: run.model.apply({"params": p}, x, train=False)
+        lambda p, x: run.program.model.apply({"params": p}, x, train=False)
     )
     constraints = str(program(params, images)).count("sharding_constraint")
-    assert constraints >= run.model.depth + 1
+    assert constraints >= run.program.model.depth + 1
 
 
 def test_rule_table_is_strict() -> None:

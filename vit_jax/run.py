@@ -6,7 +6,6 @@ values and objects; nobody reads a config.
 """
 
 import contextlib
-import functools
 import math
 from typing import Any
 
@@ -14,10 +13,10 @@ import jax
 from etils import epath
 
 from vit_jax import data as datasets
-from vit_jax import host_memory, losses, models, preemption, sharding, state, steps
-from vit_jax import optim as optimizers
+from vit_jax import host_memory, preemption, sharding
 from vit_jax.errors import UserError
 from vit_jax.evaluators import EVALUATORS
+from vit_jax.program import Program
 from vit_jax.state import TrainState
 from vit_jax.timing import StepTimer
 
@@ -93,54 +92,27 @@ class Run:
             "data": self.dataset.fingerprint,
         }
         self.mesh = sharding.make_mesh(**mesh)
-        sharding.check_batch_size(
-            self.mesh, batch_size, parts=accumulation_steps, key="batch_size"
+        self.program = Program(
+            self.dataset,
+            self.mesh,
+            seed=seed,
+            batch_size=batch_size,
+            total_steps=self.total_steps,
+            num_classes=self.num_classes,
+            accumulation_steps=accumulation_steps,
+            mixup=mixup,
+            ema=ema,
+            model=model,
+            loss=loss,
+            optim=optim,
         )
+        self.abstract_state = self.program.abstract_state
         self.batch_sharding = sharding.batch_sharding(self.mesh)
         self.rows = sharding.process_rows(self.batch_sharding, batch_size)
         self.evaluators = [
             EVALUATORS[entry["type"]](name, self.mesh, data, batch_size, **entry)
             for name, entry in evals.items()
         ]
-
-        keys: dict[str, Any] = {**model, "num_classes": self.num_classes}
-        self.model = models.create(**keys).clone(
-            constrain=sharding.residual_constraint(self.mesh)
-        )
-        sharding.check_tensor(
-            self.mesh, num_heads=self.model.num_heads, mlp_dim=self.model.mlp_dim
-        )
-        shapes = state.abstract_params(self.model, self.dataset.image_shape)
-        self.parameters = shapes
-        self.tx, self.schedule = optimizers.make(shapes, self.total_steps, **optim)
-        self.initialize = state.make_initializer(
-            self.model,
-            self.tx,
-            self.dataset.image_shape,
-            ema=ema is not None,
-            seed=seed,
-        )
-        self.abstract_state = state.abstract_state(self.initialize, self.mesh)
-        self._train_step = steps.make_train_step(
-            self.model.apply,
-            self.tx,
-            self.schedule,
-            mean=self.dataset.mean,
-            std=self.dataset.std,
-            seed=seed,
-            mixup=mixup,
-            accumulation_steps=accumulation_steps,
-            ema=ema,
-            loss=losses.make(**loss),
-            num_classes=self.num_classes,
-        )
-        self._make_eval_step = functools.partial(
-            steps.make_eval_step,
-            self.model.apply,
-            # Without smoothing, so that it can be compared with other people's.
-            loss=losses.make(**{**loss, "label_smoothing": 0.0}),
-            num_classes=self.num_classes,
-        )
 
     def check_data(self, *, train: bool = True) -> None:
         """Reads a batch of all that training and the evaluations will read."""
@@ -151,19 +123,10 @@ class Run:
         for evaluator in self.evaluators:
             preemption.check()
             evaluator.check(
-                self.num_classes, self._make_eval_step, self.abstract_state.params
+                self.num_classes,
+                self.program.make_eval_step,
+                self.abstract_state.params,
             )
-
-    def compile_train_step(self) -> Any:
-        batch = steps.abstract_batch(
-            self.mesh,
-            self.batch_size,
-            self.dataset.image_shape,
-            label_classes=self.dataset.label_classes,
-        )
-        return steps.compile_train_step(
-            self._train_step, self.mesh, self.abstract_state, batch
-        )
 
     def compile_evaluators(self) -> None:
         for evaluator in self.evaluators:

@@ -1,6 +1,6 @@
 """The training step and the evaluation step: pure functions of (state, batch).
 
-`compile_train_step` is the only `jax.jit` of the training step.
+`lower_train_step` is the only `jax.jit` of the training step.
 
 Axes: `b` batch, `h` height, `w` width, `c` channels, `k` classes.
 """
@@ -197,10 +197,10 @@ def hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.take_along_axis(labels, best[:, None], axis=-1)[:, 0] > 0.5
 
 
-def compile_train_step(
+def lower_train_step(
     train_step: TrainStep, mesh: Mesh, state: TrainState, batch: AbstractBatch
-) -> Any:
-    """Compiles the step ahead of time; the state is donated.
+) -> jax.stages.Lowered:
+    """The step as the compiler is given it; the state is donated.
 
     Args:
       train_step: from `make_train_step`.
@@ -213,7 +213,12 @@ def compile_train_step(
         out_shardings=(shardings_of(state), sharding.replicated(mesh)),
         donate_argnums=0,
     )
-    return jitted.lower(state, batch).compile()
+    return jitted.lower(state, batch)
+
+
+def compile_train_step(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compiles the step ahead of time."""
+    return lowered.compile()
 
 
 def compile_eval_step(

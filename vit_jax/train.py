@@ -70,7 +70,7 @@ def train_from(
     workdirs.write_atomically(workdir / "parameters.txt", overview + "\n")
     announce(workdir, run, saved.position.step, overview)
     # Ahead of time, in a thread: a signal need not wait for the compiler.
-    train_step = preemption.wait(run.compile_train_step)
+    train_step = preemption.wait(run.program.compile_train_step)
     preemption.wait(run.compile_evaluators)
     with contextlib.closing(observe(workdir, run, saved)) as observer:
         train(run, train_step, state, saved, observer, workdir)
@@ -167,7 +167,7 @@ def first_state(run: Run, saved: Checkpoints) -> TrainState:
         if state is None:
             raise UserError(f"config.resume: no checkpoint in {directory}")
         return state
-    state = init_state(run.initialize, run.abstract_state)
+    state = init_state(run.program.initialize, run.abstract_state)
     if run.init_from is not None:
         path = workdirs.absolute(run.init_from)
         params = checkpoints.read_params(path, run.abstract_state.params)

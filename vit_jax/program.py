@@ -1,0 +1,125 @@
+"""What is compiled: the model, the optimiser and the steps, laid out over a mesh.
+
+A program knows the shapes of its data but reads none, and its mesh may be of devices
+that this machine does not have. Training and planning make it in the same way, so that
+what is planned is what runs.
+"""
+
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Mesh
+
+from vit_jax import losses, models, sharding, state, steps
+from vit_jax import optim as optimizers
+
+
+class DataShape(Protocol):
+    """What a program has to know of its training data; a `data.Dataset` has it."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        ...
+
+    @property
+    def label_classes(self) -> int | None:
+        """k of labels that are vectors [b, k]; None for class numbers [b]."""
+        ...
+
+    @property
+    def mean(self) -> tuple[float, float, float]: ...
+
+    @property
+    def std(self) -> tuple[float, float, float]: ...
+
+
+class Program:
+    """The steps of a run as pure functions, and the abstract state they work on.
+
+    Attributes:
+      mesh: that everything is laid out over.
+      model: the Linen module.
+      tx: the optimiser, and `schedule`, its learning rate as a function of the step.
+      initialize: a function without arguments that computes the state at step 0.
+      abstract_state: its shapes, types and shardings.
+      abstract_batch: those of a global batch.
+    """
+
+    def __init__(
+        self,
+        data: DataShape,
+        mesh: Mesh,
+        *,
+        seed: int,
+        batch_size: int,
+        total_steps: int,
+        num_classes: int,
+        accumulation_steps: int,
+        mixup: float,
+        ema: float | None,
+        model: dict[str, Any],
+        loss: dict[str, Any],
+        optim: dict[str, Any],
+    ) -> None:
+        """Builds the parts; the arguments are explained in `vit_jax.run.Run`.
+
+        Raises:
+          UserError: if a value is out of its range or two do not go together.
+        """
+        sharding.check_batch_size(
+            mesh, batch_size, parts=accumulation_steps, key="batch_size"
+        )
+        self.mesh, self.batch_size, self.num_classes = mesh, batch_size, num_classes
+        keys: dict[str, Any] = {**model, "num_classes": num_classes}
+        self.model = models.create(**keys).clone(
+            constrain=sharding.residual_constraint(mesh)
+        )
+        sharding.check_tensor(
+            mesh, num_heads=self.model.num_heads, mlp_dim=self.model.mlp_dim
+        )
+        shapes = state.abstract_params(self.model, data.image_shape)
+        self.tx, self.schedule = optimizers.make(shapes, total_steps, **optim)
+        self.initialize = state.make_initializer(
+            self.model, self.tx, data.image_shape, ema=ema is not None, seed=seed
+        )
+        self.abstract_state = state.abstract_state(self.initialize, mesh)
+        self.abstract_batch = steps.abstract_batch(
+            mesh, batch_size, data.image_shape, label_classes=data.label_classes
+        )
+        self.train_step = steps.make_train_step(
+            self.model.apply,
+            self.tx,
+            self.schedule,
+            mean=data.mean,
+            std=data.std,
+            seed=seed,
+            mixup=mixup,
+            accumulation_steps=accumulation_steps,
+            ema=ema,
+            loss=losses.make(**loss),
+            num_classes=num_classes,
+        )
+        # Without smoothing, so that it can be compared with other people's.
+        self._eval_loss = losses.make(**{**loss, "label_smoothing": 0.0})
+
+    def make_eval_step(
+        self, *, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> steps.EvalStep:
+        """The evaluation step for images with this mean and standard deviation."""
+        return steps.make_eval_step(
+            self.model.apply,
+            loss=self._eval_loss,
+            num_classes=self.num_classes,
+            mean=mean,
+            std=std,
+        )
+
+    def lower_train_step(self) -> jax.stages.Lowered:
+        """The training step as the compiler is given it."""
+        return steps.lower_train_step(
+            self.train_step, self.mesh, self.abstract_state, self.abstract_batch
+        )
+
+    def compile_train_step(self) -> jax.stages.Compiled:
+        return steps.compile_train_step(self.lower_train_step())
