@@ -75,7 +75,7 @@ CASES = {
     ),
     "missing split": (["--config.data.split=trian"], "train"),
     "empty split": (["--config.data.split=train[:0]"], "train[:0]"),
-    "batch not divisible by the mesh": (["--config.batch_size=9"], "nearest that work"),
+    "batch not divisible by the mesh": (["--config.batch_size=9"], "nearest that are"),
     "mesh of too many devices": (["--config.mesh.data=3"], "must multiply to 1"),
     "key that is not read": (["--config.optim.momentum=0.9"], "momentum"),
     "best of no evaluation": (

@@ -21,6 +21,7 @@ LAYERS: tuple[set[str], ...] = (
     {
         "host_memory",
         "jsonlines",
+        "layouts",
         "losses",
         "mixing",
         "models",
@@ -44,6 +45,7 @@ NEIGHBOURS = {
     ("optim", "schedules"),
     ("steps", "state"),
     ("checkpoints", "state"),
+    ("sharding", "layouts"),
 }
 
 # Packages that have one home, so that replacing them stays a local change.

@@ -54,9 +54,19 @@ def on_one_device() -> tuple[Any, Any]:
     return losses_and_params((1, 1, 1), 1)
 
 
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 2, 4)])
-def test_same_run_on_any_mesh(mesh: tuple[int, int, int]) -> None:
-    losses, params = losses_and_params(mesh, 8)
+# With 4 devices along tensor the 10 classes are padded to 12.
+@pytest.mark.parametrize(
+    "mesh, zero1",
+    [
+        ((8, 1, 1), "false"),
+        ((2, 4, 1), "false"),
+        ((2, 2, 2), "false"),
+        ((1, 2, 4), "false"),
+        ((2, 4, 1), "true"),
+    ],
+)
+def test_same_run_on_any_mesh(mesh: tuple[int, int, int], zero1: str) -> None:
+    losses, params = losses_and_params(mesh, 8, ("mesh.zero1", zero1))
     expected_losses, expected_params = on_one_device()
     assert len(losses) == STEPS
     assert len(set(losses)) == STEPS
@@ -101,6 +111,21 @@ def test_state_is_sharded_as_the_rules_say() -> None:
     assert specs["encoderblock_0/MlpBlock_0/Dense_1/kernel"] == kernel.sharding.spec
 
 
+def test_zero1_divides_the_optimiser_alone() -> None:
+    overrides = [*OVERRIDES, ("mesh.fsdp", "4"), ("mesh.zero1", "true")]
+    state = Run(**config.load(cli.EVERYTHING, overrides).to_dict()).abstract_state
+
+    def divided(tree: Any) -> set[str]:
+        return {
+            sharding.path_name(path).split("Transformer/")[-1]
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+            if leaf.sharding.shard_shape(leaf.shape) != leaf.shape
+        }
+
+    assert divided(state.params) == divided(state.ema_params) == set()
+    assert "encoderblock_0/MlpBlock_0/Dense_1/kernel" in divided(state.opt_state)
+
+
 def test_residual_stream_is_constrained_in_the_traced_program() -> None:
     run = Run(**config.load(cli.EVERYTHING, OVERRIDES).to_dict())
     images = jnp.zeros((32, 28, 28, 3))
@@ -122,9 +147,10 @@ def test_rule_table_is_strict() -> None:
     [
         ([("mesh.data", "3")], "must multiply to 8"),
         ([("mesh.data", "-1"), ("mesh.fsdp", "-1")], "one may be -1"),
-        ([("batch_size", "20")], "nearest that work: 16 or 32"),
-        ([("batch_size", "4")], "nearest that work: 16"),
-        ([("mesh.tensor", "8")], "does not divide model.num_heads 4"),
+        ([("batch_size", "20")], "2 accumulation steps; nearest that are: 16 or 32"),
+        ([("batch_size", "4")], "nearest that are: 16"),
+        ([("mesh.tensor", "8")], "tensor 8 does not divide model.num_heads 4"),
+        ([("mesh.tensor", "8")], "that work: data 2 x fsdp 1 x tensor 4; data 1 x"),
         ([("evals.test.batch_size", "60")], "config.evals.test.batch_size is 60"),
         ([("evals.test.batch_size", "0")], "should be at least 1"),
         ([("evals.test.data.split", "train")], "has no effect"),

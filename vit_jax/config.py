@@ -87,7 +87,7 @@ def owners(path: str, given: Plain) -> list[Callable[..., Any]]:
       given: the section's own values, for the sections whose keys depend on one.
     """
     # Imported here: main shows --help and refuses a missing file without jax.
-    from vit_jax import checkpoints, data, evaluators, losses, models, optim, sharding
+    from vit_jax import checkpoints, data, evaluators, layouts, losses, models, optim
     from vit_jax.data import transforms
     from vit_jax.run import Run
 
@@ -112,7 +112,7 @@ def owners(path: str, given: Plain) -> list[Callable[..., Any]]:
         case ["optim"]:
             return [optim.make]
         case ["mesh"]:
-            return [sharding.make_mesh]
+            return [layouts.Layout]
         case ["checkpoint"]:
             return [checkpoints.Checkpoints]
     raise AssertionError(path)

@@ -5,12 +5,12 @@ that this machine does not have. Training and planning make it in the same way, 
 what is planned is what runs.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
-from jax.sharding import Mesh
 
-from vit_jax import losses, models, sharding, state, steps
+from vit_jax import layouts, losses, models, sharding, state, steps
 from vit_jax import optim as optimizers
 
 
@@ -38,6 +38,7 @@ class Program:
     """The steps of a run as pure functions, and the abstract state they work on.
 
     Attributes:
+      layout: how many devices each axis of the mesh takes.
       mesh: that everything is laid out over.
       model: the Linen module.
       tx: the optimiser, and `schedule`, its learning rate as a function of the step.
@@ -49,7 +50,7 @@ class Program:
     def __init__(
         self,
         data: DataShape,
-        mesh: Mesh,
+        devices: Sequence[Any],
         *,
         seed: int,
         batch_size: int,
@@ -61,31 +62,44 @@ class Program:
         model: dict[str, Any],
         loss: dict[str, Any],
         optim: dict[str, Any],
+        mesh: dict[str, Any],
     ) -> None:
-        """Builds the parts; the arguments are explained in `vit_jax.run.Run`.
+        """Builds the parts; the keywords are explained in `vit_jax.run.Run`.
+
+        Args:
+          data: the shape of the training data.
+          devices: to lay everything out over; they need not be here.
 
         Raises:
           UserError: if a value is out of its range or two do not go together.
         """
-        sharding.check_batch_size(
-            mesh, batch_size, parts=accumulation_steps, key="batch_size"
-        )
-        self.mesh, self.batch_size, self.num_classes = mesh, batch_size, num_classes
+        self.batch_size, self.num_classes = batch_size, num_classes
         keys: dict[str, Any] = {**model, "num_classes": num_classes}
-        self.model = models.create(**keys).clone(
-            constrain=sharding.residual_constraint(mesh)
+        plain = models.create(**keys)
+        needs = layouts.Needs(
+            devices=len(devices),
+            slices=layouts.count_slices(devices),
+            batch_size=batch_size,
+            accumulation_steps=accumulation_steps,
+            num_heads=plain.num_heads,
+            mlp_dim=plain.mlp_dim,
         )
-        sharding.check_tensor(
-            mesh, num_heads=self.model.num_heads, mlp_dim=self.model.mlp_dim
+        self.layout = layouts.resolve(layouts.Layout(**mesh), needs)
+        self.mesh = layouts.make_mesh(self.layout, devices)
+        self.model = plain.clone(
+            constrain=sharding.residual_constraint(self.mesh),
+            classify=sharding.shared_classifier(self.mesh),
         )
         shapes = state.abstract_params(self.model, data.image_shape)
         self.tx, self.schedule = optimizers.make(shapes, total_steps, **optim)
         self.initialize = state.make_initializer(
             self.model, self.tx, data.image_shape, ema=ema is not None, seed=seed
         )
-        self.abstract_state = state.abstract_state(self.initialize, mesh)
+        self.abstract_state = state.abstract_state(
+            self.initialize, self.mesh, zero1=self.layout.zero1
+        )
         self.abstract_batch = steps.abstract_batch(
-            mesh, batch_size, data.image_shape, label_classes=data.label_classes
+            self.mesh, batch_size, data.image_shape, label_classes=data.label_classes
         )
         self.train_step = steps.make_train_step(
             self.model.apply,

@@ -91,10 +91,9 @@ class Run:
             "batch_size": batch_size,
             "data": self.dataset.fingerprint,
         }
-        self.mesh = sharding.make_mesh(**mesh)
         self.program = Program(
             self.dataset,
-            self.mesh,
+            jax.devices(),
             seed=seed,
             batch_size=batch_size,
             total_steps=self.total_steps,
@@ -105,7 +104,9 @@ class Run:
             model=model,
             loss=loss,
             optim=optim,
+            mesh=mesh,
         )
+        self.mesh = self.program.mesh
         self.abstract_state = self.program.abstract_state
         self.batch_sharding = sharding.batch_sharding(self.mesh)
         self.rows = sharding.process_rows(self.batch_sharding, batch_size)

@@ -1,19 +1,17 @@
-"""The mesh, and which axis of it each array of the state is laid out over.
-
-Axes of the mesh: `data` (the batch alone), `fsdp` (the batch, and every large array of
-the state), `tensor` (attention heads and the MLP's hidden dimension).
-"""
+"""Which axis of the mesh each array is laid out over; `layouts` says what they are."""
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.errors import UserError
+from vit_jax.layouts import nearest_multiples
 
 BATCH_AXES = ("data", "fsdp")
 
@@ -33,45 +31,11 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"MlpBlock_\d+/Dense_0/kernel", (None, "tensor")),  # [d, m]
     (r"MlpBlock_\d+/Dense_0/bias", ("tensor",)),  # [m]
     (r"MlpBlock_\d+/Dense_1/kernel", ("tensor", None)),  # [m, d]
+    (r"head/kernel", (None, "tensor")),  # [d, classes]
+    (r"head/bias", ("tensor",)),  # [classes]
     (r"(kernel|bias|scale|cls|pos_embedding|probe)", _NONE),
     (r"(step|count|bad_examples|notfinite_count)", _NONE),
 )
-
-
-def make_mesh(
-    devices: Sequence[Any] | None = None,
-    *,
-    data: int = -1,
-    fsdp: int = 1,
-    tensor: int = 1,
-) -> Mesh:
-    """A mesh with the axes `data`, `fsdp` and `tensor`; -1 means "what is left".
-
-    Raises:
-      UserError: if the axes do not multiply to the number of devices.
-    """
-    devices = jax.devices() if devices is None else devices
-    shape = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    free = [axis for axis, size in shape.items() if size == -1]
-    fixed = math.prod(size for size in shape.values() if size != -1)
-    given = " x ".join(f"{axis} {size}" for axis, size in shape.items())
-    if len(free) > 1 or any(size < 1 and size != -1 for size in shape.values()):
-        raise UserError(
-            f"config.mesh is {given}: sizes are at least 1, and one may be -1"
-        )
-    if free and len(devices) % fixed == 0:
-        shape[free[0]] = len(devices) // fixed
-    if math.prod(shape.values()) != len(devices):
-        raise UserError(
-            f"config.mesh is {given}, but there are {len(devices)} devices: the sizes "
-            f"must multiply to {len(devices)}; --config.mesh.data=-1 takes what is left"
-        )
-    return jax.make_mesh(
-        tuple(shape.values()),
-        tuple(shape),
-        axis_types=(AxisType.Auto,) * len(shape),
-        devices=devices,
-    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -84,31 +48,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch_size(mesh: Mesh, batch_size: int, *, parts: int = 1, key: str) -> None:
-    """Refuses a batch that the devices (times `parts` micro-batches) do not divide."""
-    devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    unit = devices * parts
-    if batch_size % unit or batch_size < unit:
-        below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
-        micro = f" and {parts} accumulation steps" if parts > 1 else ""
-        nearest = f"{below} or {above}" if below else f"{above}"
+def check_batch_size(mesh: Mesh, batch_size: int, *, key: str) -> None:
+    """Refuses a batch that the devices do not divide."""
+    unit = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if batch_size % unit:
         raise UserError(
-            f"config.{key} is {batch_size}, which {devices} devices (mesh data "
-            f"{mesh.shape['data']} x fsdp {mesh.shape['fsdp']}){micro} do not divide; "
-            f"nearest that work: {nearest}"
+            f"config.{key} is {batch_size}, which {unit} (mesh data "
+            f"{mesh.shape['data']} x fsdp {mesh.shape['fsdp']}) does not divide; "
+            "nearest that work: " + nearest_multiples(batch_size, unit)
         )
-
-
-def check_tensor(mesh: Mesh, **sizes: int) -> None:
-    """Refuses a model whose heads or MLP the `tensor` axis does not divide."""
-    tensor = mesh.shape["tensor"]
-    for name, size in sizes.items():
-        if size % tensor:
-            divisors = [d for d in range(1, size + 1) if size % d == 0]
-            raise UserError(
-                f"config.mesh.tensor is {tensor}, which does not divide model.{name} "
-                f"{size}; sizes of tensor that do: {', '.join(map(str, divisors))}"
-            )
 
 
 def residual_constraint(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
@@ -119,6 +67,27 @@ def residual_constraint(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
     """
     sharding = batch_sharding(mesh)
     return lambda x: jax.lax.with_sharding_constraint(x, sharding)
+
+
+def shared_classifier(
+    mesh: Mesh,
+) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """The head's product x [..., d] @ kernel [d, k] + bias, shared out over `tensor`.
+
+    The devices of `tensor` need equal parts of the classes: k is padded where it must
+    be. The parameters keep their shape, so that a checkpoint suits any mesh.
+    """
+
+    def classify(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+        classes = kernel.shape[1]
+        padding = -classes % mesh.shape["tensor"]
+        kernel = jnp.pad(kernel, ((0, 0), (0, padding)))
+        logits = x @ kernel + jnp.pad(bias, (0, padding))
+        parts = PartitionSpec(BATCH_AXES, *[None] * (x.ndim - 2), "tensor")
+        sharding = NamedSharding(mesh, parts)
+        return jax.lax.with_sharding_constraint(logits, sharding)[..., :classes]
+
+    return classify
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -168,14 +137,20 @@ def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Partiti
     return PartitionSpec(*axes)
 
 
-def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
-    """A NamedSharding for every leaf of an abstract train state."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(
-            mesh, spec(path_name(path), leaf.shape, mesh.shape)
-        ),
-        abstract_state,
-    )
+def state_shardings(mesh: Mesh, abstract_state: Any, *, zero1: bool = False) -> Any:
+    """A NamedSharding for every leaf of an abstract train state.
+
+    With `zero1` each device holds whole parameters and averages, so that `fsdp` divides
+    the optimiser's state alone.
+    """
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name, sizes = path_name(path), dict(mesh.shape)
+        if zero1 and name.startswith(("params/", "ema_params/")):
+            sizes["fsdp"] = 1
+        return NamedSharding(mesh, spec(name, leaf.shape, sizes))
+
+    return jax.tree_util.tree_map_with_path(sharding, abstract_state)
 
 
 def process_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:

@@ -72,7 +72,9 @@ def make_initializer(
     return initialize
 
 
-def abstract_state(initialize: Any, mesh: jax.sharding.Mesh) -> TrainState:
+def abstract_state(
+    initialize: Any, mesh: jax.sharding.Mesh, *, zero1: bool
+) -> TrainState:
     """The state as `ShapeDtypeStruct`s that carry their shardings."""
     shapes = jax.eval_shape(initialize)
     return jax.tree.map(
@@ -80,7 +82,7 @@ def abstract_state(initialize: Any, mesh: jax.sharding.Mesh) -> TrainState:
             leaf.shape, leaf.dtype, sharding=sharding
         ),
         shapes,
-        state_shardings(mesh, shapes),
+        state_shardings(mesh, shapes, zero1=zero1),
     )
 
 

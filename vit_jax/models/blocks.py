@@ -243,3 +243,27 @@ class MAPHead(nn.Module, kw_only=True):
             name="MlpBlock_0",
         )(y)
         return x[:, 0], attention
+
+
+def classify(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """[..., d], [d, k] and [k] to logits [..., k]."""
+    return x @ kernel + bias
+
+
+class Head(nn.Module, kw_only=True):
+    """The classifier: a dense layer that starts at zero."""
+
+    num_classes: int
+    bias_init: float
+    classify: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., d] to logits [..., num_classes], in the dtype of `x`."""
+        shape = x.shape[-1], self.num_classes
+        dtype = jnp.dtype(self.param_dtype)
+        kernel = self.param("kernel", nn.initializers.zeros, shape, dtype)
+        bias_init = nn.initializers.constant(self.bias_init)
+        bias = self.param("bias", bias_init, shape[1:], dtype)
+        return self.classify(x, kernel.astype(x.dtype), bias.astype(x.dtype))

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.models.blocks import MAPHead
+from vit_jax.models.blocks import Head, MAPHead, classify
 from vit_jax.models.encoder import Encoder, Name, RematPolicy, lifted_block
 
 
@@ -72,6 +72,8 @@ class VisionTransformer(nn.Module, kw_only=True):
         and MLP) and up (before GELU).
       constrain: applied to the tokens [b, n, d] after the embedding and after every
         layer, for sharding constraints. Not a config key.
+      classify: the head's product (x [..., d], kernel [d, k], bias [k]) -> logits, for
+        sharing the classes out among devices. Not a config key.
     """
 
     num_classes: int | None = None
@@ -96,6 +98,7 @@ class VisionTransformer(nn.Module, kw_only=True):
     remat_policy: RematPolicy | None = None
     remat_names: tuple[Name, ...] | None = None
     constrain: Callable[[jax.Array], jax.Array] = _identity
+    classify: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] = classify
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -165,10 +168,11 @@ class VisionTransformer(nn.Module, kw_only=True):
             y = nn.tanh(dense(self.representation_size, name="pre_logits")(y))
         features["pre_logits"] = y
         if self.num_classes:
-            y = dense(
-                self.num_classes,
-                kernel_init=nn.initializers.zeros,
-                bias_init=nn.initializers.constant(self.head_bias_init),
+            y = Head(
+                num_classes=self.num_classes,
+                bias_init=self.head_bias_init,
+                classify=self.classify,
+                param_dtype=self.param_dtype,
                 name="head",
             )(y)
         if capture is None:
