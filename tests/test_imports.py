@@ -59,6 +59,10 @@ HOME = {
 
 FOR_CONFIGS = {"configs", "ml_collections"}
 
+# A launcher starts others, often from where no accelerator is: no training logic.
+# Keys are checked by vit_jax.config, which imports jax only when it is called.
+FOR_LAUNCHERS = {"launch", "vit_jax.config", "vit_jax.errors", "etils.epath"}
+
 HOW_TO_ADD = (
     "is in no layer: put it into LAYERS of tests/test_imports.py, as low as what it "
     "imports allows"
@@ -129,6 +133,16 @@ def problems_of_config(source: str) -> list[str]:
     ]
 
 
+def problems_of_launcher(source: str) -> list[str]:
+    """What a launcher imports besides the standard library and FOR_LAUNCHERS."""
+    return [
+        f"a launcher imports {name}; put that into vit_jax, or run it in a process"
+        for name in imported(source, "launch")
+        if name.partition(".")[0] not in sys.stdlib_module_names
+        and not any(f"{name}.".startswith(f"{p}.") for p in FOR_LAUNCHERS)
+    ]
+
+
 def python_files(folder: str) -> list[Path]:
     return sorted(p.relative_to(ROOT) for p in (ROOT / folder).rglob("*.py"))
 
@@ -144,6 +158,11 @@ def test_module_imports_only_what_is_below_it(path: Path):
 @pytest.mark.parametrize("path", python_files("configs"), ids=str)
 def test_config_imports_only_ml_collections_and_configs(path: Path):
     assert problems_of_config((ROOT / path).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("path", python_files("launch"), ids=str)
+def test_launcher_imports_no_training_code(path: Path):
+    assert problems_of_launcher((ROOT / path).read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize(
@@ -193,6 +212,14 @@ def test_a_config_that_imports_jax_is_reported():
     assert problems_of_config("from vit_jax import models") != []
     good = "from ml_collections import config_dict\nfrom configs import quickstart"
     assert problems_of_config(good) == []
+
+
+def test_a_launcher_that_imports_training_code_is_reported():
+    assert problems_of_launcher("import jax") != []
+    assert problems_of_launcher("from vit_jax import train") != []
+    assert problems_of_launcher("import vit_jax") != []
+    good = "import os.path\nfrom launch import job\nfrom vit_jax import config, errors"
+    assert problems_of_launcher(good) == []
 
 
 def loaded_by(code: str) -> set[str]:

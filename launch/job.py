@@ -1,0 +1,168 @@
+"""One run of `vit_jax.main`: its command line, and whether to start it again.
+
+Every launcher takes the flags of vit_jax.main and adds its own:
+
+  parser = job.Parser("local", __doc__)
+  parser.add_argument("--processes", type=int, default=1)
+  run, flags = job.parse(parser, argv)
+"""
+
+import argparse
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from etils import epath
+
+from vit_jax import config as configs
+from vit_jax import errors
+
+# Exit codes that the same command would only give again: done, an error in the input,
+# a loss that is not finite. All others (75 preempted, 76 a peer lost, a crash, death by
+# a signal) are worth a start into the same workdir.
+FINAL_CODES = (0, errors.UserError.exit_code, errors.NonFiniteLossError.exit_code)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run of vit_jax.main.
+
+    Attributes:
+      config: a recipe, "configs/quickstart.py" or "configs/imagenet1k.py:B/16".
+      workdir: as the process that runs it will see it; may be in an object store.
+      arguments: further ones such as "--config.seed=1", in their order.
+    """
+
+    config: str
+    workdir: str
+    arguments: tuple[str, ...] = ()
+
+    def command(
+        self, python: str = sys.executable, extra: Sequence[str] = ()
+    ) -> list[str]:
+        """The command line; `extra` is for the launcher's own arguments.
+
+        >>> Job("c.py", "/runs/a b", ("--config.seed=1",)).command("python")
+        ['python', '-m', 'vit_jax.main', '--config=c.py', '--workdir=/runs/a b',
+         '--config.seed=1']
+        """
+        flags = [f"--config={self.config}", f"--workdir={self.workdir}"]
+        return [python, "-m", "vit_jax.main", *flags, *self.arguments, *extra]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of flags that raises UserError where argparse would end the process."""
+
+    def __init__(self, launcher: str, description: str | None) -> None:
+        super().__init__(
+            prog=f"python -m launch.{launcher}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise errors.UserError(message)
+
+
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[Job, argparse.Namespace]:
+    """Reads the command line of a launcher, without its program name.
+
+    Adds --config, --workdir, --evaluate_only and --dry_run to what `parser` knows. A
+    flag that has to be given is best left optional there and checked afterwards, so
+    that a misspelling of it is named as such.
+
+    Raises:
+      UserError: for a flag or a `--config.` key that does not exist or has a wrong
+        value, with the nearest name; if --config or --workdir is missing.
+    """
+    parser.add_argument("--config", help="recipe: PATH.py or PATH.py:ARG")
+    parser.add_argument("--workdir", help="directory of the run")
+    parser.add_argument("--evaluate_only", action="store_true", help="do not train")
+    parser.add_argument("--dry_run", action="store_true", help="print, start nothing")
+    overrides = [a for a in argv if a.startswith("--config.")]
+    flags, rest = parser.parse_known_args([a for a in argv if a not in overrides])
+    if rest:
+        names = re.findall(r"--\w+", parser.format_usage())
+        hint = errors.did_you_mean(rest[0].partition("=")[0], names)
+        raise errors.UserError(f"{rest[0]} is not a flag; {hint}")
+    if not flags.config or not flags.workdir:
+        raise errors.UserError(
+            "--config and --workdir are both needed; --help says more"
+        )
+    pairs = [a.removeprefix("--config.").partition("=") for a in overrides]
+    configs.load(flags.config, [(key, text) for key, _, text in pairs])
+    arguments = [*overrides, *(["--evaluate_only"] if flags.evaluate_only else [])]
+    return Job(flags.config, flags.workdir, tuple(arguments)), flags
+
+
+def should_restart(code: int) -> bool:
+    """Whether a run that ended so is worth a start into the same workdir.
+
+    >>> should_restart(75), should_restart(-9), should_restart(70), should_restart(0)
+    (True, True, False, False)
+    """
+    return code not in FINAL_CODES
+
+
+def newest_step(workdir: str) -> int | None:
+    """The step of the newest checkpoint in a workdir, None if there is none."""
+    directory = epath.Path(workdir) / "checkpoints"
+    if not directory.is_dir():
+        return None
+    steps = [int(p.name) for p in directory.iterdir() if p.name.isdigit()]
+    return max(steps, default=None)
+
+
+class Restarts:
+    """Decides whether and when a run that ended is started again.
+
+    A run that makes progress is started again without end. One that ends `limit` + 1
+    times in a row without a new checkpoint is given up; the waits between double.
+    """
+
+    def __init__(
+        self, newest: Callable[[], int | None], *, limit: int = 5, first_wait: float = 2
+    ) -> None:
+        """Before the first start.
+
+        Args:
+          newest: the step of the newest checkpoint; see `newest_step`.
+          limit: restarts in a row without a new checkpoint.
+          first_wait: seconds before the first of these.
+        """
+        self._newest, self._limit, self._first_wait = newest, limit, first_wait
+        self._last = newest()
+        self._without_progress = 0
+        self.count = 0  # restarts in all
+
+    def after(self, code: int) -> float | None:
+        """Counts an end with this exit code.
+
+        Returns:
+          Seconds to wait before the next start; None if there is to be none.
+        """
+        if not should_restart(code):
+            return None
+        newest = self._newest()
+        if newest != self._last:
+            self._last, self._without_progress = newest, 0
+        if self._without_progress == self._limit:
+            return None
+        seconds = self._first_wait * 2**self._without_progress
+        self._without_progress += 1
+        self.count += 1
+        return seconds
+
+
+def run_main(main: Callable[[Sequence[str]], int]) -> int:
+    """Runs a launcher on sys.argv; returns its code. A UserError is one message."""
+    try:
+        return main(sys.argv[1:])
+    except errors.Stop as stop:
+        print(f"{stop.label}: {stop}", file=sys.stderr)
+        return stop.exit_code
