@@ -10,8 +10,9 @@ Every launcher takes the flags of vit_jax.main and adds its own:
 import argparse
 import dataclasses
 import re
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from etils import epath
@@ -50,6 +51,16 @@ class Job:
         """
         flags = [f"--config={self.config}", f"--workdir={self.workdir}"]
         return [python, "-m", "vit_jax.main", *flags, *self.arguments, *extra]
+
+
+def shell(command: Sequence[str], variables: Mapping[str, str] | None = None) -> str:
+    """A command line as one types it.
+
+    >>> shell(["ls", "a b"], {"LANG": "C"})
+    "LANG=C ls 'a b'"
+    """
+    given = [f"{name}={shlex.quote(text)}" for name, text in (variables or {}).items()]
+    return " ".join([*given, shlex.join(command)])
 
 
 class Parser(argparse.ArgumentParser):
@@ -126,7 +137,7 @@ class Restarts:
     """
 
     def __init__(
-        self, newest: Callable[[], int | None], *, limit: int = 5, first_wait: float = 2
+        self, newest: Callable[[], int | None], *, limit: int = 5, first_wait: float = 1
     ) -> None:
         """Before the first start.
 
