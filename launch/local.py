@@ -180,8 +180,7 @@ class Process:
             if os.waitid(os.P_PID, self._popen.pid, ended) is None:
                 return None
             os.killpg(self._popen.pid, signal.SIGKILL)
-            self._popen.wait()
-        code = self._popen.returncode
+        code = self._popen.wait()
         return code if code >= 0 else 128 - code
 
     def close(self) -> None:
