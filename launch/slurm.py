@@ -203,10 +203,9 @@ def script(jobs: Sequence[job.Job], options: Options) -> str:
 def sbatch_options(jobs: Sequence[job.Job], options: Options) -> list[str]:
     """The options of the script, quoted: sbatch reads them much as a shell does."""
     folder = common_directory(jobs)
-    log = str(folder / "slurm.log").replace("%", "%%")  # %j means the job's number
     wanted: dict[str, object] = {
         "job-name": folder.name,
-        "output": log,
+        "output": str(folder / "slurm.log").replace("%", "%%"),  # %j: the job's number
         "open-mode": "append",
         "signal": "TERM@120",
         "nodes": options.nodes,
@@ -247,12 +246,16 @@ def absolute(run: job.Job) -> job.Job:
     """The job with its workdir in full: the nodes start elsewhere.
 
     Raises:
-      UserError: for a workdir in an object store.
+      UserError: for a workdir in an object store, or one with a backslash.
     """
     if "://" in run.workdir:
         raise UserError(
             f"--workdir={run.workdir}: give a directory that all nodes share; the "
             "logs are written there too"
+        )
+    if "\\" in run.workdir:
+        raise UserError(
+            f"--workdir={run.workdir}: Slurm drops a backslash from the path of a log"
         )
     workdir = os.path.abspath(os.path.expanduser(run.workdir))
     return dataclasses.replace(run, workdir=workdir)

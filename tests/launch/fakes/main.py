@@ -1,6 +1,6 @@
 """Stands for `python -m vit_jax.main` where only how it is started matters.
 
-It "trains" STEPS steps of a few milliseconds and saves each, in step with its peers,
+It "trains" STEPS steps of $FAKE_STEP_SECONDS and saves each, in step with its peers,
 which it meets in files of the workdir. Like vit_jax.main it refuses unknown flags (2),
 saves and leaves with the others on a signal to any one (75), and leaves if a peer does
 not come (76).
@@ -67,6 +67,13 @@ def meet(
         time.sleep(0.005)
 
 
+def pause(signaled: list[int]) -> None:
+    """The step itself; cut short by a signal."""
+    end = time.monotonic() + float(os.environ.get("FAKE_STEP_SECONDS", "0.02"))
+    while time.monotonic() < end and not signaled:
+        time.sleep(0.01)
+
+
 def main() -> None:
     flags = flags_of(sys.argv[1:])
     signaled: list[int] = []
@@ -85,7 +92,7 @@ def main() -> None:
     print(f"process {process} of {processes} goes on from {first}")
     for step in range(first + 1, STEPS + 1):
         fail_if_due(workdir, process, step)
-        time.sleep(0.02)
+        pause(signaled)
         if signaled:
             (folder / "leave").touch()
         meet(folder, process, processes, step)
