@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -223,6 +224,28 @@ if __name__ == "__main__":
         check=False,
     )
     assert run.stdout.strip() == "[np.int64(16), np.int64(12)]", run.stderr
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text("""
+import multiprocessing, os, signal
+from vit_jax import data
+if __name__ == "__main__":
+    dataset = data.make(name="fashion_mnist_mini", image_size=28, num_workers=1,
+                        train={}, eval={})
+    batches = dataset.train_batches(batch_size=8, seed=0, start_step=0, total_steps=9999)
+    next(batches)
+    print(len(multiprocessing.active_children()), "worker", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+""")
+    run = [sys.executable, str(path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(data.__file__).parents[2])}
+    with subprocess.Popen(run, env=environment, stdout=subprocess.PIPE) as process:
+        # The worker has this output too: it ends when both have.
+        output, _ = process.communicate(timeout=100)
+    assert process.returncode == -signal.SIGKILL
+    assert output == b"1 worker\n"
 
 
 def test_the_end_stays_the_end():

@@ -1,6 +1,9 @@
 """Builds batch number s, or any rows of it, as a pure function of (seed, s)."""
 
 import dataclasses
+import multiprocessing
+import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -54,6 +57,7 @@ class BatchBuilder:
         """In a worker process: threads do not travel, they are made anew."""
         self.__dict__.update(state)
         self.__post_init__()
+        _end_with_parent()
 
     def close(self) -> None:
         """Drops what the threads have not begun."""
@@ -119,3 +123,19 @@ class BatchBuilder:
         for _ in self._pool.map(read, np.array_split(rows, chunks) if chunks else []):
             pass  # raises the first error, in the order of the rows
         return image, label
+
+
+def _end_with_parent() -> None:
+    """In a worker process: ends it with the one that it works for.
+
+    A process that is killed cannot end its workers; they would wait for it for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="wait for the parent").start()
