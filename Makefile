@@ -21,7 +21,7 @@ FIND_PYTHON := sh requirements/find-python.sh
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-slow check lint type format errors bench \
+.PHONY: help quickstart test test-slow slurm-test check lint type format errors bench \
         test-latest test-lowest refresh-latest lock clean
 
 help:  ## this list
@@ -41,6 +41,11 @@ check: lint type test  ## lint, types and the default tests: run it before a com
 
 test-slow: .venv/.dev  ## the tests marked slow: kill campaigns, accuracy
 	$(BIN)/python $(PYTEST) -m "slow and not crosscheck" $(PYTEST_ARGS)
+
+slurm-test: .venv/.dev  ## launch.slurm on a real Slurm of one node; as root, on Debian
+	(command -v slurmctld && command -v munged) >/dev/null || \
+	    (apt-get update && apt-get install -y --no-install-recommends slurm-wlm munge)
+	$(BIN)/python -m pytest -m slurm tests/launch $(PYTEST_ARGS)
 
 lint: .venv/.dev  ## ruff: rules and formatting, changes nothing
 	$(BIN)/ruff check .

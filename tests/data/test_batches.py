@@ -233,8 +233,8 @@ import multiprocessing, os, signal
 from vit_jax import data
 if __name__ == "__main__":
     dataset = data.make(name="fashion_mnist_mini", image_size=28, num_workers=1,
-                        train={}, eval={})
-    batches = dataset.train_batches(batch_size=8, seed=0, start_step=0, total_steps=9999)
+                        split="train", train={}, eval={})
+    batches = dataset.eval_batches(batch_size=8)
     next(batches)
     print(len(multiprocessing.active_children()), "worker", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -161,6 +161,7 @@ def test_dry_run_prints_the_commands(tmp_path: Path, workdir: Path) -> None:
     assert not workdir.exists()
 
 
+@pytest.mark.slow
 def test_the_true_main_goes_on_after_it_was_killed(tmp_path: Path) -> None:
     """With one device, though XLA_FLAGS of the tests asks for 8: the last one wins."""
     args = [f"--config={cli.EVERYTHING}", f"--workdir={tmp_path}/run"]

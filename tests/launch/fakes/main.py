@@ -94,12 +94,12 @@ def main() -> None:
         fail_if_due(workdir, process, step)
         pause(signaled)
         if signaled:
-            (folder / "leave").touch()
+            (folder / f"leave.{step}").touch()
         meet(folder, process, processes, step)
         if process == 0:
             (checkpoints / str(step)).mkdir()
         meet(folder, process, processes, STEPS + step)
-        if (folder / "leave").exists():
+        if (folder / f"leave.{step}").exists():
             print(f"saved at {step} and stopped")
             sys.exit(75)
     print(f"process {process} is done")
