@@ -1,0 +1,57 @@
+"""A fake vit_jax.main: ten steps of a moment each, a checkpoint after every one.
+
+Process 0 writes the checkpoints and, in the end, the file `finished` with the command
+line; the others wait for that. The scenario's `codes` say with which exit codes the
+first starts end, after `code_after` steps.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import state
+
+STEPS = 10
+
+
+def main(argv: list[str]) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    given = dict(a.removeprefix("--").partition("=")[::2] for a in argv)
+    workdir = Path(given["workdir"].replace("gs://bucket", str(state.CLOUD)))
+    process = int(os.environ["TPU_WORKER"])
+    print(f"process {process} began", flush=True)
+    if "FAKE_LOST" in os.environ:
+        time.sleep(0.2)
+        return 76
+    finished = workdir / "finished"
+    if process:
+        while not finished.exists():
+            time.sleep(0.02)
+        return 0
+    checkpoints = workdir / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    code = next_code()
+    begin = max((int(p.name) for p in checkpoints.iterdir()), default=0)
+    for step in range(begin + 1, STEPS + 1):
+        if code and step > begin + state.scenario()["code_after"]:
+            print(f"exits with {code}", flush=True)
+            return code
+        time.sleep(state.scenario()["step_seconds"])
+        (checkpoints / str(step)).mkdir()
+        print(f"step {step}", flush=True)
+    finished.write_text(json.dumps(argv))
+    return 0
+
+
+def next_code() -> int:
+    """What the scenario says that this start ends with, 0 for the end."""
+    with state.locked() as now:
+        now["starts"] += 1
+        return (*state.scenario()["codes"][now["starts"] - 1 :], 0)[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

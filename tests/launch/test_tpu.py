@@ -1,0 +1,189 @@
+"""launch.tpu against a fake gcloud: what goes wrong, and that the run is finished."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launch import tpu
+from tests import cli
+from tests.launch.cloud import Cloud
+from vit_jax.errors import UserError
+
+WHERE = ["--name=run1", "--project=p", "--zone=z", "--poll=0.05"]
+SPOT = [*WHERE, "--accelerator_type=v5litepod-16", "--spot"]
+
+
+def arguments(cloud: Cloud, *further: str) -> list[str]:
+    config = f"--config={cli.EVERYTHING}"
+    return [*SPOT, config, f"--workdir={cloud.workdir}", *further]
+
+
+def verbs(cloud: Cloud) -> list[str]:
+    """The gcloud commands in their order, without looks at the state."""
+    said = [" ".join(command[2:4]) for command in cloud["commands"]]
+    return [verb for verb in said if "describe" not in verb]
+
+
+def assert_done(cloud: Cloud, *, created: int) -> None:
+    """Ten steps, each once; nothing is left that is paid for."""
+    assert cloud.steps() == list(range(1, 11))
+    assert cloud["created"] == cloud["deleted"] == created
+    assert cloud["requests"] == {}
+
+
+def test_a_run_is_shipped_run_on_all_workers_and_cleaned_up(cloud, capfd):
+    odd = """--config.data.data_dir=/a b/$HOME/it's "x" `id`;*"""
+    assert tpu.main(arguments(cloud, odd, "--evaluate_only")) == 0
+    assert_done(cloud, created=1)
+    assert cloud["installed"] == 2
+    assert cloud.finished()[1:] == [
+        f"--workdir={cloud.workdir}",
+        odd,
+        "--evaluate_only",
+    ]
+    output = capfd.readouterr().out
+    assert "process 0 began" in output and "process 1 began" in output
+    assert "step 10\n" in output
+    assert "run1: deleted" in output
+    (create,) = [c for c in cloud["commands"] if c[3] == "create"]
+    assert "--runtime-version=v2-alpha-tpuv5-lite" in create
+    assert "--node-id=run1" in create and "--spot" in create
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_preempted_capacity_is_asked_for_again(cloud, hangs: bool, capfd):
+    """Twice, in mid-run; the third slice begins where the second was taken away."""
+    cloud.will(preempt_at=[3, 6], hangs=hangs, waits=1)
+    assert tpu.main(arguments(cloud)) == 0
+    assert_done(cloud, created=3)
+    assert cloud["installed"] == 6
+    output = capfd.readouterr().out
+    assert output.count("lost") == 2
+    assert output.count("step 3\n") <= 1 and output.count("step 10\n") == 1
+
+
+def test_a_crash_is_started_again_on_the_same_slices(cloud):
+    cloud.will(codes=[1, 76, 75])
+    assert tpu.main(arguments(cloud, "--max_restarts=1")) == 0
+    assert_done(cloud, created=1)
+    assert len(cloud["runs"]) == 4
+    assert len(set(cloud["runs"])) == 4, "each start has a number of its own"
+    assert cloud["installed"] == 2
+
+
+@pytest.mark.parametrize("code", [2, 70])
+def test_a_run_that_would_fail_again_is_not_started_again(cloud, code: int):
+    cloud.will(codes=[code], workers=1)
+    assert tpu.main(arguments(cloud)) == code
+    assert len(cloud["runs"]) == 1
+    assert cloud["deleted"] == 1
+
+
+def test_crashes_without_progress_are_given_up(cloud):
+    """One that makes progress would be started a third time: see above."""
+    cloud.will(codes=[9] * 9, code_after=0)
+    assert tpu.main(arguments(cloud, "--max_restarts=2")) == 9
+    assert len(cloud["runs"]) == 3
+    assert cloud["deleted"] == 1
+
+
+def test_a_worker_that_is_lost_once(cloud):
+    cloud.will(lost_workers=[1])
+    assert tpu.main(arguments(cloud)) == 0
+    assert_done(cloud, created=1)
+    assert len(cloud["runs"]) == 2
+
+
+def test_a_worker_that_stays_lost_has_its_slice_replaced(cloud):
+    cloud.will(lost_workers=[0, 0])
+    assert tpu.main(arguments(cloud)) == 0
+    assert_done(cloud, created=2)
+    assert len(cloud["runs"]) == 3
+
+
+QUOTA = (
+    "RESOURCE_EXHAUSTED: Quota limit 'TPUV5sPreemptibleLitepodPerProjectPerZone' has "
+    "been exceeded. Limit: 0 in zone z."
+)
+STOCKOUT = 'RESOURCE_EXHAUSTED: There is no more capacity in the zone "z"'
+
+
+@pytest.mark.parametrize("where", ["refusals", "failures"])
+def test_without_quota_it_stops_with_one_message(cloud, where: str):
+    cloud.will(**{where: [QUOTA]})
+    with pytest.raises(UserError, match=r"no quota .* waiting does not help.*Limit: 0"):
+        tpu.main(arguments(cloud))
+    assert cloud["requests"] == {}
+    assert cloud["runs"] == []
+
+
+def test_a_stockout_is_waited_for(cloud, capfd):
+    cloud.will(refusals=[STOCKOUT] * 2, failures=[STOCKOUT], waits=3)
+    assert tpu.main(arguments(cloud)) == 0
+    assert_done(cloud, created=2)
+    output = capfd.readouterr().out
+    assert "no capacity: asking again" in output
+    assert f"FAILED ({STOCKOUT}): asking again" in output
+    assert "WAITING_FOR_RESOURCES" in output
+
+
+def test_what_gcloud_says_is_passed_on(cloud):
+    cloud.will(refusals=["PERMISSION_DENIED: tpu.queuedResources.create"])
+    with pytest.raises(UserError, match="PERMISSION_DENIED"):
+        tpu.main(arguments(cloud))
+    with pytest.raises(UserError, match="unrecognized arguments: --reserv"):
+        tpu.main(arguments(cloud, "--create_flag=--reserv"))
+
+
+def test_several_slices_are_one_run(cloud):
+    cloud.will(workers=1)
+    assert tpu.main(arguments(cloud, "--slices=2")) == 0
+    assert_done(cloud, created=1)
+    (create,) = [c for c in cloud["commands"] if c[3] == "create"]
+    assert "--node-count=2" in create and "--node-prefix=run1" in create
+    reached = {c[4] for c in cloud["commands"] if c[2:4] == ["tpu-vm", "ssh"]}
+    assert reached == {"run1-0", "run1-1"}
+
+
+def test_kept_slices_are_taken_again(cloud, capfd):
+    assert tpu.main(arguments(cloud, "--keep")) == 0
+    assert cloud["deleted"] == 0
+    assert "is kept, and paid for" in capfd.readouterr().out
+    with pytest.raises(UserError, match="of type v5litepod-16, not v6e-16"):
+        tpu.main(arguments(cloud, "--accelerator_type=v6e-16"))
+    assert cloud["deleted"] == 0, "it belongs to another run"
+    (cloud.workdir / "finished").unlink()
+    assert tpu.main(arguments(cloud)) == 0
+    assert_done(cloud, created=1)
+    assert cloud["installed"] == 2, "the same code is installed once"
+
+
+def test_ctrl_c_saves_and_deletes(cloud):
+    cloud.will(step_seconds=0.3, workers=1)
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "launch.tpu", *arguments(cloud)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while not (cloud.workdir / "checkpoints" / "2").exists():
+        assert launcher.poll() is None
+        time.sleep(0.02)
+    launcher.send_signal(signal.SIGINT)
+    output, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 75, output
+    assert "exited with 75" in output
+    assert "run1: deleted" in output
+    assert not (cloud.workdir / "finished").exists()
+
+
+def test_the_true_program(cloud):
+    """The shipped checkout itself trains on a worker, and resumes on the next slice."""
+    cloud.will(true_main=True, workers=1, preempt_at=[7])
+    assert tpu.main(arguments(cloud, "--config.total_steps=16")) == 0
+    assert cloud["created"] == cloud["deleted"] == 2
+    lines = cli.metric_lines(cloud.workdir)
+    assert [line["step"] for line in lines if "train/loss" in line]
