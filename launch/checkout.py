@@ -36,7 +36,9 @@ def pack(config: str) -> tuple[bytes, str]:
         for name in names:
             _add(archive, name)
     tar = buffer.getvalue()
-    return gzip.compress(tar, mtime=0), hashlib.sha256(tar).hexdigest()[:12]
+    return gzip.compress(tar, compresslevel=1, mtime=0), hashlib.sha256(
+        tar
+    ).hexdigest()[:12]
 
 
 def tracked_files() -> list[str]:

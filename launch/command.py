@@ -1,6 +1,8 @@
 """Other people's command-line tools: gcloud, kubectl, docker, git."""
 
+import os
 import shlex
+import signal
 import subprocess
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -47,6 +49,17 @@ def start(command: Sequence[str]) -> subprocess.Popen[bytes]:
         )
     except FileNotFoundError as error:
         raise _not_installed(command[0]) from error
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ends what `start` began, with what that has started, if it still runs."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def capture(command: Sequence[str], *, text: str | None = None) -> Result:

@@ -1,5 +1,6 @@
 """A JobSet or Job in a cluster, through kubectl: create, watch, remove."""
 
+import contextlib
 import json
 import subprocess
 import time
@@ -147,17 +148,14 @@ class _Logs:
             self._shown.add(name)
 
     def finish(self) -> None:
-        """Waits for the last lines."""
+        """Waits a moment for the last lines."""
         for process in self._following:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.terminate()
 
     def stop(self) -> None:
         for process in self._following:
-            if process.poll() is None:
-                process.terminate()
+            command.end(process)
 
 
 def is_first(pod: Object) -> bool:

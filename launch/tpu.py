@@ -6,7 +6,6 @@ was preempted. In the end the slices are deleted, unless --keep is given.
 """
 
 import argparse
-import os
 import re
 import shlex
 import signal
@@ -285,15 +284,14 @@ class Launcher:
             raise
         finally:
             for process in processes:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGTERM)  # gcloud, and its ssh
+                command.end(process)
 
     def _watch(self, processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
         looked = time.monotonic()
         while any(process.poll() is None for process in processes):
             time.sleep(min(0.5, self._poll))
             if time.monotonic() - looked > self._poll:
-                if self._resource.is_lost():
+                if self._resource.state()[0] != "ACTIVE":
                     return None
                 looked = time.monotonic()
         code = next((p.returncode for p in processes if p.returncode), 0)

@@ -66,7 +66,7 @@ run() {
         echo $! >"$run/keeper.part"; mv "$run/keeper.part" "$run/keeper"
     fi
     until test -e "$run/keeper"; do sleep 0.1; done
-    tail -n "$lines" -s 0.5 --pid="$(cat "$run/keeper")" -f "$run/log" |
+    tail -n "$lines" -s 0.2 --pid="$(cat "$run/keeper")" -f "$run/log" |
         sed -u "s/^/[$me] /"
     code=$(cat "$run/code" 2>/dev/null || echo 137)  # no code: killed with its keeper
     test "$code" = 0 || echo "[$me] exited with $code"

@@ -19,7 +19,8 @@ class Cloud:
       refusals: what the first `create` commands are refused with.
       failures: with what the first requests fail in the queue.
       preempt_at: for each request, the step at which it is taken away.
-      hangs: whether connections to a lost slice stay open, or fail with 255.
+      evict_at: in a cluster, the steps at which pod 1 is evicted.
+      hangs: the requests after whose loss connections stay open; others fail with 255.
       lost_workers: for each run, the worker that cannot be reached; None if all can.
       codes: exit codes of the first starts; the next trains to the end.
       code_after: steps that they make before.
@@ -37,7 +38,7 @@ class Cloud:
             write_program(bins[0] / tool, f'{FAKES}/{tool}.py "$@"')
         write_program(bins[1] / "python3.11", f'{FAKES}/python.py "$0" "$@"')
         state = {"commands": [], "requests": {}, "runs": [], "objects": {}, "pods": {}}
-        counts = ("asked", "created", "deleted", "installed", "starts")
+        counts = ("asked", "created", "deleted", "installed", "starts", "attempts")
         self._write("state", state | dict.fromkeys(counts, 0))
         self._write("scenario", _QUIET | {"workdir": str(self.workdir)})
 
@@ -81,12 +82,13 @@ class Cloud:
 
 
 _QUIET = {
-    "workers": 2,
+    "workers": 1,
     "waits": 0,
     "refusals": [],
     "failures": [],
     "preempt_at": [],
-    "hangs": False,
+    "evict_at": [],
+    "hangs": [],
     "lost_workers": [],
     "codes": [],
     "code_after": 3,

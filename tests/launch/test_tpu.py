@@ -12,7 +12,7 @@ from tests import cli
 from tests.launch.cloud import Cloud
 from vit_jax.errors import UserError
 
-WHERE = ["--name=run1", "--project=p", "--zone=z", "--poll=0.05"]
+WHERE = ["--name=run1", "--project=p", "--zone=z", "--poll=0.3"]
 SPOT = [*WHERE, "--accelerator_type=v5litepod-16", "--spot"]
 
 
@@ -35,6 +35,7 @@ def assert_done(cloud: Cloud, *, created: int) -> None:
 
 
 def test_a_run_is_shipped_run_on_all_workers_and_cleaned_up(cloud, capfd):
+    cloud.will(workers=2)
     odd = """--config.data.data_dir=/a b/$HOME/it's "x" `id`;*"""
     assert tpu.main(arguments(cloud, odd, "--evaluate_only")) == 0
     assert_done(cloud, created=1)
@@ -53,31 +54,30 @@ def test_a_run_is_shipped_run_on_all_workers_and_cleaned_up(cloud, capfd):
     assert "--node-id=run1" in create and "--spot" in create
 
 
-@pytest.mark.parametrize("hangs", [True, False])
-def test_preempted_capacity_is_asked_for_again(cloud, hangs: bool, capfd):
-    """Twice, in mid-run; the third slice begins where the second was taken away."""
-    cloud.will(preempt_at=[3, 6], hangs=hangs, waits=1)
+def test_preempted_capacity_is_asked_for_again(cloud, capfd):
+    """Twice, in mid-run; the connection hangs, then breaks."""
+    cloud.will(preempt_at=[3, 6], hangs=[1], waits=1)
     assert tpu.main(arguments(cloud)) == 0
     assert_done(cloud, created=3)
-    assert cloud["installed"] == 6
+    assert cloud["installed"] == 3
     output = capfd.readouterr().out
-    assert output.count("lost") == 2
-    assert output.count("step 3\n") <= 1 and output.count("step 10\n") == 1
+    assert output.count("run1: lost") == 2
+    # Each slice goes on where the one before it was taken away.
+    assert output.count("step 1\n") == 1 and output.count("step 10\n") == 1
 
 
 def test_a_crash_is_started_again_on_the_same_slices(cloud):
-    cloud.will(codes=[1, 76, 75])
+    cloud.will(codes=[1, 75], workers=2)
     assert tpu.main(arguments(cloud, "--max_restarts=1")) == 0
     assert_done(cloud, created=1)
-    assert len(cloud["runs"]) == 4
-    assert len(set(cloud["runs"])) == 4, "each start has a number of its own"
+    assert len(cloud["runs"]) == 3
+    assert len(set(cloud["runs"])) == 3, "each start has a number of its own"
     assert cloud["installed"] == 2
 
 
-@pytest.mark.parametrize("code", [2, 70])
-def test_a_run_that_would_fail_again_is_not_started_again(cloud, code: int):
-    cloud.will(codes=[code], workers=1)
-    assert tpu.main(arguments(cloud)) == code
+def test_a_run_that_would_fail_again_is_not_started_again(cloud):
+    cloud.will(codes=[2], workers=2)
+    assert tpu.main(arguments(cloud)) == 2
     assert len(cloud["runs"]) == 1
     assert cloud["deleted"] == 1
 
@@ -90,18 +90,15 @@ def test_crashes_without_progress_are_given_up(cloud):
     assert cloud["deleted"] == 1
 
 
-def test_a_worker_that_is_lost_once(cloud):
-    cloud.will(lost_workers=[1])
-    assert tpu.main(arguments(cloud)) == 0
-    assert_done(cloud, created=1)
-    assert len(cloud["runs"]) == 2
+def test_lost_workers(cloud):
+    """One that cannot be reached is tried again; twice in a row, its slice is replaced.
 
-
-def test_a_worker_that_stays_lost_has_its_slice_replaced(cloud):
-    cloud.will(lost_workers=[0, 0])
+    In between a run crashes, which has nothing to do with it.
+    """
+    cloud.will(lost_workers=[1, None, 0, 0], codes=[1], workers=2)
     assert tpu.main(arguments(cloud)) == 0
     assert_done(cloud, created=2)
-    assert len(cloud["runs"]) == 3
+    assert len(cloud["runs"]) == 5
 
 
 QUOTA = (
@@ -139,7 +136,6 @@ def test_what_gcloud_says_is_passed_on(cloud):
 
 
 def test_several_slices_are_one_run(cloud):
-    cloud.will(workers=1)
     assert tpu.main(arguments(cloud, "--slices=2")) == 0
     assert_done(cloud, created=1)
     (create,) = [c for c in cloud["commands"] if c[3] == "create"]
@@ -158,11 +154,11 @@ def test_kept_slices_are_taken_again(cloud, capfd):
     (cloud.workdir / "finished").unlink()
     assert tpu.main(arguments(cloud)) == 0
     assert_done(cloud, created=1)
-    assert cloud["installed"] == 2, "the same code is installed once"
+    assert cloud["installed"] == 1, "the same code is installed once"
 
 
 def test_ctrl_c_saves_and_deletes(cloud):
-    cloud.will(step_seconds=0.3, workers=1)
+    cloud.will(step_seconds=0.3)
     launcher = subprocess.Popen(
         [sys.executable, "-m", "launch.tpu", *arguments(cloud)],
         stdout=subprocess.PIPE,
@@ -182,7 +178,7 @@ def test_ctrl_c_saves_and_deletes(cloud):
 
 def test_the_true_program(cloud):
     """The shipped checkout itself trains on a worker, and resumes on the next slice."""
-    cloud.will(true_main=True, workers=1, preempt_at=[7])
+    cloud.will(true_main=True, preempt_at=[7])
     assert tpu.main(arguments(cloud, "--config.total_steps=16")) == 0
     assert cloud["created"] == cloud["deleted"] == 2
     lines = cli.metric_lines(cloud.workdir)

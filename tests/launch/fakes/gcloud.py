@@ -186,10 +186,12 @@ def ssh(given: flags.Given) -> None:
             now["runs"].append(script)
             request["runs"] += 1
             lost = state.scenario()["lost_workers"][len(now["runs"]) - 1 :][:1]
-        created = now["created"]
+        created, number = now["created"], str(len(now["runs"]))
     workers = []
     for i, home in enumerate(chosen):
-        env = environment(home) | ({"FAKE_LOST": "1"} if lost else {})
+        env = environment(home) | {"FAKE_RUN": number}
+        if lost and lost[0] is not None:
+            env["FAKE_LOST"] = "1"
         command = "exit 255" if i in lost else script
         shell = ["bash", "-c", command]
         workers.append(subprocess.Popen(shell, env=env, cwd=home))
@@ -217,7 +219,9 @@ def preempt_when_due(node: str, created: int, workers: list[Any]) -> None:
                 assert request is not None
                 request["state"] = "SUSPENDED"
             power_off(node)
-            while state.scenario()["hangs"]:  # as a connection to a host that is gone
+            while (
+                created in state.scenario()["hangs"]
+            ):  # as a connection to a host that is gone
                 time.sleep(0.1)
             sys.exit(255)
         time.sleep(0.02)

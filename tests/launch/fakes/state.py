@@ -17,8 +17,10 @@ def locked() -> Iterator[dict[str, Any]]:
     with (CLOUD / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         state = json.loads((CLOUD / "state.json").read_text())
-        yield state
-        (CLOUD / "state.json").write_text(json.dumps(state, indent=1))
+        try:
+            yield state
+        finally:  # a refusal ends the process
+            (CLOUD / "state.json").write_text(json.dumps(state, indent=1))
 
 
 def scenario() -> dict[str, Any]:

@@ -27,17 +27,19 @@ def main(argv: list[str]) -> int:
         time.sleep(0.2)
         return 76
     finished = workdir / "finished"
+    failed = workdir / f"failed-{os.environ['FAKE_RUN']}"
     if process:
-        while not finished.exists():
+        while not finished.exists() and not failed.exists():
             time.sleep(0.02)
-        return 0
+        return 76 if failed.exists() else 0
+    failed.unlink(missing_ok=True)
     checkpoints = workdir / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     code = next_code()
     begin = max((int(p.name) for p in checkpoints.iterdir()), default=0)
     for step in range(begin + 1, STEPS + 1):
         if code and step > begin + state.scenario()["code_after"]:
-            print(f"exits with {code}", flush=True)
+            failed.touch()
             return code
         time.sleep(state.scenario()["step_seconds"])
         (checkpoints / str(step)).mkdir()

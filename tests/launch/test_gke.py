@@ -1,0 +1,309 @@
+"""launch.gke: manifests against the published schemas, runs in a fake cluster."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+
+from launch import accelerators, gke
+from tests import cli
+from tests.launch.cloud import Cloud
+from vit_jax.errors import UserError
+
+# As old as a cluster may be in which podFailurePolicy is stable, and the newest known.
+KUBERNETES = ["1.31", "1.34"]
+
+# The fields of jobset.x-k8s.io/v1alpha2, JobSetSpec and what it holds, from
+# https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2/ (types in the repository
+# kubernetes-sigs/jobset, api/jobset/v1alpha2/jobset_types.go). None: not checked here.
+JOBSET: dict[str, Any] = {
+    "replicatedJobs": [
+        {"name": str, "groupName": str, "template": None, "replicas": int}
+    ],
+    "network": {
+        "enableDNSHostnames": bool,
+        "subdomain": str,
+        "publishNotReadyAddresses": bool,
+    },
+    "successPolicy": {"operator": str, "targetReplicatedJobs": [str]},
+    "failurePolicy": {
+        "maxRestarts": int,
+        "restartStrategy": ("Recreate", "BlockingRecreate", "InPlaceRestart"),
+        "rules": [
+            {
+                "name": re.compile("[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?"),
+                "action": (
+                    "FailJobSet",
+                    "RestartJobSet",
+                    "RestartJobSetAndIgnoreMaxRestarts",
+                    "RestartJob",
+                    "RestartJobAndIgnoreMaxRestarts",
+                ),
+                "onJobFailureReasons": [
+                    (
+                        "BackoffLimitExceeded",
+                        "DeadlineExceeded",
+                        "FailedIndexes",
+                        "MaxFailedIndexesExceeded",
+                        "PodFailurePolicy",
+                    )
+                ],
+                "onJobFailureMessagePatterns": [str],
+                "targetReplicatedJobs": [str],
+            }
+        ],
+    },
+    "startupPolicy": {"startupPolicyOrder": ("AnyOrder", "InOrder")},
+    "suspend": bool,
+    "coordinator": {"replicatedJob": str, "jobIndex": int, "podIndex": int},
+    "managedBy": str,
+    "ttlSecondsAfterFinished": int,
+}
+
+
+def problems(value: Any, expected: Any, path: str = "spec") -> list[str]:
+    """Where a value differs from a field list like JOBSET."""
+    if expected is None:
+        return []
+    if isinstance(expected, dict):
+        if not isinstance(value, dict):
+            return [f"{path} is no object"]
+        return [
+            problem
+            for key, item in value.items()
+            for problem in (
+                problems(item, expected[key], f"{path}.{key}")
+                if key in expected
+                else [f"{path}.{key} is no field"]
+            )
+        ]
+    if isinstance(expected, list):
+        if not isinstance(value, list):
+            return [f"{path} is no list"]
+        return [
+            problem
+            for i, item in enumerate(value)
+            for problem in problems(item, expected[0], f"{path}[{i}]")
+        ]
+    if isinstance(expected, tuple):
+        return [] if value in expected else [f"{path} is {value}"]
+    if isinstance(expected, re.Pattern):
+        return [] if expected.fullmatch(value) else [f"{path} is {value}"]
+    return [] if type(value) is expected else [f"{path} is no {expected.__name__}"]
+
+
+BASE = [f"--config={cli.EVERYTHING}", "--workdir=gs://bucket/run", "--image=r/vit:1"]
+BASE += ["--poll=0.1"]
+TPU = [*BASE, "--topology=v5e:4x4"]
+GPU = [*BASE, "--gpus=8", "--nodes=2"]
+EVERY_FLAG = ["--spot", "--service_account=trainer", "--volume=data:/data"]
+
+
+def dry_run(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    """The manifest that is printed."""
+    assert gke.main([*argv, "--dry_run"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(cli.ROOT)
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_gpu_objects_are_valid(capsys, version: str):
+    for flags in ([], [*EVERY_FLAG, "--gpu_type=nvidia-h100-80gb"]):
+        for item in dry_run(capsys, *GPU, *flags)["items"]:
+            kubernetes_validate.validate(item, version, strict=True)
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_the_jobs_of_a_jobset_are_valid(capsys, version: str):
+    for flags in ([], [*EVERY_FLAG, "--slices=3"]):
+        for replicated in dry_run(capsys, *TPU, *flags)["spec"]["replicatedJobs"]:
+            job = {
+                "apiVersion": "batch/v1",
+                "kind": "Job",
+                "metadata": {"name": "n"},
+            }
+            job |= replicated["template"]
+            kubernetes_validate.validate(job, version, strict=True)
+
+
+def test_a_jobset_has_the_fields_of_its_api(capsys):
+    for flags in ([], [*EVERY_FLAG, "--slices=3"]):
+        jobset = dry_run(capsys, *TPU, *flags)
+        assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
+        assert set(jobset) == {"apiVersion", "kind", "metadata", "spec"}
+        assert problems(jobset["spec"], JOBSET) == []
+
+
+def test_the_field_list_finds_faults():
+    assert problems({"failurePolicy": {"maxRestart": 1}}, JOBSET)
+    assert problems({"failurePolicy": {"rules": [{"action": "Fail"}]}}, JOBSET)
+    assert problems({"suspend": "no"}, JOBSET)
+
+
+def test_slices(capsys):
+    jobset = dry_run(capsys, *BASE, "--topology=v6e:8x8", "--slices=2", "--name=big")
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    spec = replicated["template"]["spec"]
+    pod = spec["template"]["spec"]
+    assert replicated["replicas"] == 2
+    assert spec["completions"] == spec["parallelism"] == 16
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v6e-slice",
+        "cloud.google.com/gke-tpu-topology": "8x8",
+    }
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    values = {e["name"]: e.get("value") for e in container["env"]}
+    assert values["MEGASCALE_NUM_SLICES"] == "2"
+    assert values["MEGASCALE_COORDINATOR_ADDRESS"] == "big-slice-0-0.big"
+
+
+def test_pods_get_time_to_save(capsys):
+    jobset = dry_run(capsys, *TPU, "--grace=120")
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    pod = replicated["template"]["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == 120
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        ([*BASE], "--topology=v5e:4x4"),
+        ([*TPU, "--gpus=8"], "either"),
+        ([*TPU, "--topolgy=v5e:4x4"], 'did you mean "--topology"'),
+        ([*TPU, "--config.sed=1"], 'did you mean "seed"'),
+        ([*BASE, "--topology=v5:4x4"], "v5e"),
+        ([*BASE, "--topology=v5e:4x5"], "4x4, 4x8"),
+        ([*BASE, "--topology=v4:4x8x4"], "4x4x8"),
+        ([*TPU, "--chips_per_host=8"], "4 chips a host"),
+        ([*BASE, "--topology=v6e:2x4", "--slices=2"], "several hosts"),
+        ([*TPU, "--name=Big_run"], "small letters"),
+        ([*TPU, "--slices=0"], "at least 1"),
+        ([*TPU, "--workdir=/tmp/run"], "lost with its pod"),
+        ([*TPU, "--volume=claim"], "CLAIM:/path"),
+    ],
+)
+def test_what_is_wrong_is_said(argv: list[str], expected: str):
+    with pytest.raises(UserError, match=re.escape(expected)):
+        gke.main([*argv, "--dry_run"])
+
+
+@pytest.mark.parametrize(
+    "topology, accelerator, chips_per_host, hosts",
+    [  # https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus
+        ("v4:2x2x1", "tpu-v4-podslice", 4, 1),
+        ("v4:2x2x4", "tpu-v4-podslice", 4, 4),
+        ("v4:8x8x12", "tpu-v4-podslice", 4, 192),
+        ("v5e:1x1", "tpu-v5-lite-podslice", 1, 1),
+        ("v5e:2x2", "tpu-v5-lite-podslice", 4, 1),
+        ("v5e:2x4", "tpu-v5-lite-podslice", 8, 1),
+        ("v5e:4x4", "tpu-v5-lite-podslice", 4, 4),
+        ("v5e:16x16", "tpu-v5-lite-podslice", 4, 64),
+        ("v5p:4x4x4", "tpu-v5p-slice", 4, 16),
+        ("v6e:2x4", "tpu-v6e-slice", 8, 1),
+        ("v6e:8x16", "tpu-v6e-slice", 4, 32),
+    ],
+)
+def test_topologies(topology: str, accelerator: str, chips_per_host: int, hosts: int):
+    found = accelerators.slice_of(topology)
+    assert found.tpu.gke == accelerator
+    assert (found.chips_per_host, found.hosts) == (chips_per_host, hosts)
+
+
+def assert_done(cloud: Cloud) -> None:
+    """Ten steps, and the command line that the recipe and flags ask for."""
+    checkpoints = (cloud.root / "run" / "checkpoints").iterdir()
+    assert sorted(int(p.name) for p in checkpoints) == list(range(1, 11))
+    command = json.loads((cloud.root / "run" / "finished").read_text())
+    assert command[:2] == [f"--config={cli.EVERYTHING}", "--workdir=gs://bucket/run"]
+
+
+@pytest.fixture
+def cluster(cloud: Cloud) -> Cloud:
+    cloud.will(workdir=str(cloud.root / "run"))
+    return cloud
+
+
+def test_a_jobset_is_restarted_until_it_is_done(cluster: Cloud, capfd):
+    """One crash, which counts, and two evictions, which do not."""
+    cluster.will(codes=[1], evict_at=[5, 8])
+    assert gke.main([*TPU, "--follow", "--max_restarts=1"]) == 0
+    assert_done(cluster)
+    assert cluster["attempts"] == 4
+    output = capfd.readouterr().out
+    assert "step 10\n" in output
+    assert re.search("jobset everything-[0-9a-f]+ completed", output)
+
+
+@pytest.mark.parametrize("code", [2, 70])
+def test_a_jobset_that_would_fail_again_is_not_restarted(cluster: Cloud, code, capfd):
+    cluster.will(codes=[code])
+    assert gke.main([*TPU, "--follow"]) == 1
+    assert cluster["attempts"] == 1
+    assert f"failed with exit code {code}" in capfd.readouterr().out
+
+
+def test_a_jobset_that_crashes_for_ever_is_given_up(cluster: Cloud):
+    cluster.will(codes=[1] * 9, code_after=0)
+    assert gke.main([*TPU, "--follow", "--max_restarts=2"]) == 1
+    assert cluster["attempts"] == 3
+
+
+def test_a_job_on_gpus(cluster: Cloud, capfd):
+    """Pods that crash or are evicted are replaced; the run finds its coordinator."""
+    cluster.will(codes=[1], evict_at=[5])
+    literal = "--config.data.data_dir=gs://b/$(JOB_COMPLETION_INDEX)/$HOME 'x'"
+    assert gke.main([*GPU, "--follow", "--name=two", literal]) == 0
+    assert_done(cluster)
+    assert json.loads((cluster.root / "run" / "finished").read_text())[2:] == [
+        literal,
+        "--coordinator_address=two-0.two:8476",
+        "--num_processes=2",
+        "--process_id=0",
+    ]
+    assert "step 10\n" in capfd.readouterr().out
+
+
+def test_a_job_that_would_fail_again_is_not_restarted(cluster: Cloud):
+    cluster.will(codes=[2])
+    assert gke.main([*GPU, "--follow"]) == 1
+    assert cluster["starts"] == 1
+
+
+def test_the_same_command_again(cluster: Cloud):
+    """It follows what is running, and continues what has ended; never two at once."""
+    cluster.will(step_seconds=0.15)
+    assert gke.main(TPU) == 0
+    with pytest.raises(UserError, match=r"is running.*\n.*kubectl.* delete jobset"):
+        gke.main(TPU)
+    assert gke.main([*TPU, "--follow"]) == 0
+    assert cluster["attempts"] == 1
+    assert gke.main([*TPU, "--follow"]) == 0
+    assert cluster["attempts"] == 2
+    assert_done(cluster)
+
+
+def test_the_image_is_built_before(cluster: Cloud):
+    assert gke.main([*GPU, "--build"]) == 0
+    tag = "--tag=r/vit:1"
+    build = ["docker", "build", tag, "--build-arg=EXTRAS=[cuda]", "."]
+    assert cluster["commands"][:2] == [build, ["docker", "push", "r/vit:1"]]
+    dockerfile = (cli.ROOT / "Dockerfile").read_text()
+    assert "ARG EXTRAS=\n" in dockerfile and 'install --no-cache-dir ".${EXTRAS}"' in (
+        dockerfile
+    )
+
+
+def test_a_tool_that_is_missing_is_named(cluster: Cloud, monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "kubectl" not in os.listdir(tmp_path)
+    with pytest.raises(UserError, match=r'no program "kubectl".*https://kubernetes.io'):
+        gke.main(TPU)
