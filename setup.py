@@ -44,6 +44,7 @@ EXTRAS_REQUIRE = {
     # Compiles for TPU topologies on a machine without a TPU.
     "plan": ["libtpu>=0.0.42"],
     "dev": [
+        "kubernetes-validate>=1.34.0",
         "pillow>=11.0.0",
         "pyright[nodejs]>=1.1.400",
         "pytest>=9.0.0",

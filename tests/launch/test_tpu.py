@@ -176,10 +176,26 @@ def test_ctrl_c_saves_and_deletes(cloud):
     assert not (cloud.workdir / "finished").exists()
 
 
-def test_the_true_program(cloud):
-    """The shipped checkout itself trains on a worker, and resumes on the next slice."""
-    cloud.will(true_main=True, preempt_at=[7])
-    assert tpu.main(arguments(cloud, "--config.total_steps=16")) == 0
-    assert cloud["created"] == cloud["deleted"] == 2
-    lines = cli.metric_lines(cloud.workdir)
-    assert [line["step"] for line in lines if "train/loss" in line]
+def test_the_true_program(cloud, capfd):
+    """The shipped checkout itself trains on a worker."""
+    cloud.will(true_main=True)
+    assert tpu.main(arguments(cloud, "--config.total_steps=8")) == 0
+    assert cloud["created"] == cloud["deleted"] == 1
+    assert cli.saved_steps(cloud.workdir) == [7, 8]
+    logged = [line["step"] for line in cli.metric_lines(cloud.workdir)]
+    assert logged == list(range(1, 9))
+    assert "Finished at step 8" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_true_program_on_capacity_that_is_preempted(cloud):
+    """Three slices; in the end the same metrics and weights as on one."""
+    cloud.will(true_main=True, preempt_at=[7, 28])
+    assert tpu.main(arguments(cloud)) == 0
+    assert cloud["created"] == cloud["deleted"] == 3
+    undisturbed = cloud.root / "undisturbed"
+    cli.run(f"--config={cli.EVERYTHING}", f"--workdir={undisturbed}")
+    assert cli.metric_lines(cloud.workdir) == cli.metric_lines(undisturbed)
+    cli.assert_same_bits(
+        cli.saved_arrays(cloud.workdir, 60), cli.saved_arrays(undisturbed, 60)
+    )

@@ -25,7 +25,8 @@ def main(me: str, argv: list[str]) -> None:
         case ["-m", "pip", "install", *arguments]:
             install(arguments)
         case ["-m", "vit_jax.main", *_] if state.scenario()["true_main"]:
-            env = os.environ | {"PYTHONPATH": os.getcwd()}
+            flags = "--xla_force_host_platform_device_count=1"
+            env = os.environ | {"PYTHONPATH": os.getcwd(), "XLA_FLAGS": flags}
             os.execve(sys.executable, [sys.executable, *argv], env)
         case ["-m", "vit_jax.main", *arguments]:
             os.execv(sys.executable, [sys.executable, str(TRAINER), *arguments])

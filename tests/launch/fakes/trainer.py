@@ -15,6 +15,7 @@ from pathlib import Path
 import state
 
 STEPS = 10
+WATCHDOG = 0.3  # seconds until a process that misses another ends
 
 
 def main(argv: list[str]) -> int:
@@ -31,7 +32,10 @@ def main(argv: list[str]) -> int:
     if process:
         while not finished.exists() and not failed.exists():
             time.sleep(0.02)
-        return 76 if failed.exists() else 0
+        if failed.exists():
+            time.sleep(WATCHDOG)
+            return 76
+        return 0
     failed.unlink(missing_ok=True)
     checkpoints = workdir / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
