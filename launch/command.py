@@ -1,12 +1,12 @@
 """Other people's command-line tools: gcloud, kubectl, docker, git."""
 
 import os
-import shlex
 import signal
 import subprocess
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from launch import job
 from vit_jax.errors import UserError
 
 INSTALL = {
@@ -23,15 +23,6 @@ class Result(NamedTuple):
     code: int
     output: str
     error: str
-
-
-def shown(command: Sequence[str]) -> str:
-    """A command as it would be typed.
-
-    >>> print(shown(["gcloud", "ssh", "--command=ls $HOME"]))
-    gcloud ssh '--command=ls $HOME'
-    """
-    return shlex.join(command)
 
 
 def start(command: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -95,7 +86,7 @@ def output(command: Sequence[str], *, text: str | None = None) -> str:
 
 def failed(command: Sequence[str], said: str) -> UserError:
     """The error that tells of a command that failed, and repeats what it said."""
-    return UserError(f"this command failed:\n  {shown(command)}\n{said}")
+    return UserError(f"this command failed:\n  {job.shell(command)}\n{said}")
 
 
 def _not_installed(tool: str) -> UserError:

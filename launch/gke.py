@@ -57,12 +57,12 @@ def main(argv: Sequence[str]) -> int:
     builds = build_commands(flags) if flags.build else []
     if flags.dry_run:
         for step in [*builds, workload.apply_command()]:
-            print(command.shown(step), file=sys.stderr)
+            print(job.shell(step), file=sys.stderr)
         print(workload.manifest())  # alone, so that it can be piped into kubectl
         return 0
     for step in builds:
         if command.start(step).wait():
-            raise UserError(f"this command failed: {command.shown(step)}")
+            raise UserError(f"this command failed: {job.shell(step)}")
     if not (workload.is_running() and flags.follow):
         workload.apply()
     return workload.follow(flags.poll) if flags.follow else 0

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from launch import command
+from launch import command, job
 from launch.manifests import Object
 from vit_jax.errors import UserError
 
@@ -51,12 +51,12 @@ class Workload:
         if self.is_running():
             raise UserError(
                 f"{self._kind} {self._name} is running: --follow shows it, this ends "
-                f"it:\n  {command.shown(self.delete_command())}"
+                f"it:\n  {job.shell(self.delete_command())}"
             )
         if self.status() is not None:  # what has ended cannot be started again
             command.output(self.delete_command())
         print(command.output(self.apply_command(), text=self.manifest()), end="")
-        print(f"To end it: {command.shown(self.delete_command())}", flush=True)
+        print(f"To end it: {job.shell(self.delete_command())}", flush=True)
 
     def is_running(self) -> bool:
         """Whether it exists and has not ended."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from launch import command
+from launch import command, job
 from vit_jax.errors import UserError
 
 _WAITING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
@@ -217,7 +217,7 @@ class QueuedResource:
         """Takes over a request that was there before, such as one that was kept."""
         node = found["tpu"]["nodeSpec"][0]["node"]
         if node["acceleratorType"] != self.request.accelerator_type:
-            delete = command.shown(self.request.delete())
+            delete = job.shell(self.request.delete())
             raise UserError(
                 f"there is a queued resource {self.request.name} of type "
                 f"{node['acceleratorType']}, not {self.request.accelerator_type}: give "

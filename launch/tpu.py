@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     code_directory = f"vit_jax_code/{digest}"
     if flags.dry_run:
         for step in all_commands(run, request, code_directory):
-            print(command.shown(step))
+            print(job.shell(step))
         return 0
     if left := checkout.untracked_files():
         print(f"not shipped, since git does not track them: {', '.join(left)}")
@@ -132,7 +132,7 @@ def all_commands(
 
 def tidy(resource: QueuedResource, *, keep: bool) -> None:
     """Deletes the slices, or says how; whatever happens, nobody pays unknowingly."""
-    delete = command.shown(resource.request.delete())
+    delete = job.shell(resource.request.delete())
     if keep:
         print(
             f"{resource.request.name} is kept, and paid for. To delete it:\n  {delete}"

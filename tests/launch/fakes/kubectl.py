@@ -41,6 +41,7 @@ def main(argv: list[str]) -> None:
 def apply(given: flags.Given) -> None:
     """Creates objects; the last one begins to run."""
     manifest = json.load(sys.stdin)
+    key = ""
     objects = manifest["items"] if manifest["kind"] == "List" else [manifest]
     with state.locked() as now:
         for item in objects:
@@ -301,7 +302,9 @@ class Pod:
 def field(variable: Object) -> str:
     """The label that an environment variable is taken from."""
     path = variable["valueFrom"]["fieldRef"]["fieldPath"]
-    return re.fullmatch(r"metadata\.labels\['(.*)'\]", path)[1]
+    found = re.fullmatch(r"metadata\.labels\['(.*)'\]", path)
+    assert found is not None, path
+    return found[1]
 
 
 def expanded(text: str, env: dict[str, str]) -> str:

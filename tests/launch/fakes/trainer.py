@@ -20,7 +20,8 @@ WATCHDOG = 0.3  # seconds until a process that misses another ends
 
 def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-    given = dict(a.removeprefix("--").partition("=")[::2] for a in argv)
+    pairs = (a.removeprefix("--").partition("=") for a in argv)
+    given = {name: text for name, _, text in pairs}
     workdir = Path(given["workdir"].replace("gs://bucket", str(state.CLOUD)))
     process = int(os.environ["TPU_WORKER"])
     print(f"process {process} began", flush=True)
