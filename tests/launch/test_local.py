@@ -141,13 +141,14 @@ def test_a_signal_to_the_launcher_goes_to_all(
 
 
 def test_nothing_is_left_when_the_launcher_is_killed(
-    tmp_path: Path, workdir: Path
+    tmp_path: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    programs.add_fault(workdir, 1, 3, "SIGSTOP")  # would be there for ever
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "100")  # they would go on
     process = start(tmp_path, "--processes=2")
-    wait_until(has_trained(workdir, 2))
-    pids = [p["pid"] for start in programs.starts(workdir) for p in start]
-    assert len(pids) == 2 and all(is_alive(pid) for pid in pids)
+    wait_until(lambda: len(list(workdir.glob("starts/*/*.-1"))) == 2)
+    ((first, second),) = programs.starts(workdir)
+    pids = [first["pid"], second["pid"]]
+    assert all(is_alive(pid) for pid in pids)
     process.kill()
     process.communicate(timeout=60)
     wait_until(lambda: not any(is_alive(pid) for pid in pids))
