@@ -1,8 +1,8 @@
 """Layouts of devices: what works, what is refused, and where devices end up."""
 
+import dataclasses
 import itertools
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,29 +66,32 @@ def test_nothing_works() -> None:
         layouts.resolve(Layout(), needs)
 
 
-class FakeTpu(SimpleNamespace):
+@dataclasses.dataclass(frozen=True)
+class FakeTpu:
     """What mesh_utils reads of a TPU."""
 
-    def __hash__(self) -> int:
-        return self.id
+    slice_index: int
+    coords: tuple[int, int, int]
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+
+    @property
+    def id(self) -> int:
+        x, y, _ = self.coords
+        return 1000 * self.slice_index + 10 * y + x
+
+    @property
+    def process_index(self) -> int:
+        return self.slice_index
 
 
 def fake_tpus(slices: int, rows: int, columns: int) -> list[FakeTpu]:
     """Devices in no helpful order."""
     grid = itertools.product(range(slices), range(rows), range(columns))
-    devices = [
-        FakeTpu(
-            platform="tpu",
-            device_kind="TPU v5 lite",
-            slice_index=s,
-            id=1000 * s + 10 * y + x,
-            process_index=s,
-            coords=(x, y, 0),
-            core_on_chip=0,
-        )
-        for s, y, x in grid
-    ]
-    return list(np.random.default_rng(0).permutation(np.array(devices)))
+    devices = [FakeTpu(s, (x, y, 0)) for s, y, x in grid]
+    order = np.random.default_rng(0).permutation(len(devices))
+    return [devices[i] for i in order]
 
 
 @pytest.mark.parametrize(
