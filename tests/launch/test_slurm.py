@@ -236,6 +236,7 @@ def test_dry_run_prints_the_script(
     assert not (tmp_path / "run").exists() and cluster.jobs() == []
 
 
+@pytest.mark.slow
 def test_the_true_main_goes_on_after_a_signal(
     cluster: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

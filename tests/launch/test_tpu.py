@@ -176,6 +176,7 @@ def test_ctrl_c_saves_and_deletes(cloud):
     assert not (cloud.workdir / "finished").exists()
 
 
+@pytest.mark.slow
 def test_the_true_program(cloud, capfd):
     """The shipped checkout itself trains on a worker."""
     cloud.will(true_main=True)
