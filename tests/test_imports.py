@@ -61,7 +61,15 @@ FOR_CONFIGS = {"configs", "ml_collections"}
 
 # A launcher starts others, often from where no accelerator is: no training logic.
 # Keys are checked by vit_jax.config, which imports jax only when it is called.
-FOR_LAUNCHERS = {"launch", "vit_jax.config", "vit_jax.errors", "etils.epath"}
+FOR_LAUNCHERS = {
+    "etils.epath",
+    "launch",
+    "matplotlib.figure",
+    "optuna",
+    "vit_jax.config",
+    "vit_jax.errors",
+    "vit_jax.workdirs",
+}
 
 HOW_TO_ADD = (
     "is in no layer: put it into LAYERS of tests/test_imports.py, as low as what it "
@@ -231,6 +239,12 @@ def loaded_by(code: str) -> set[str]:
 
 def test_importing_the_package_does_not_import_jax():
     assert "jax" not in loaded_by("import vit_jax")
+
+
+def test_importing_a_launcher_imports_neither_jax_nor_extras():
+    modules = loaded_by("import launch.sweep.__main__")
+    assert "launch.slurm" in modules
+    assert modules.isdisjoint({"jax", "matplotlib", "optuna"})
 
 
 def test_checking_a_config_imports_neither_tensorflow_nor_clu_writers():

@@ -54,7 +54,21 @@ def load(recipe: str, overrides: Sequence[tuple[str, str]]) -> ConfigDict:
 
 def read_recipe(recipe: str) -> ConfigDict:
     """Runs `get_config(arg)` of the file that `PATH.py[:ARG]` names."""
-    path, _, arg = recipe.partition(":")
+    module, arg = recipe_module(recipe), recipe.partition(":")[2]
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config={recipe}: the file defines no get_config(arg)")
+    takes_argument = bool(inspect.signature(module.get_config).parameters)
+    if arg and not takes_argument:
+        raise UserError(f'--config={recipe}: this recipe takes no argument ":{arg}"')
+    try:
+        return module.get_config(arg) if arg else module.get_config()
+    except ValueError as error:  # recipes import only ml_collections: see DESIGN
+        raise UserError(f"--config={recipe}: {error}") from error
+
+
+def recipe_module(recipe: str) -> types.ModuleType:
+    """The module in the file that `PATH.py[:ARG]` names."""
+    path = recipe.partition(":")[0]
     if not Path(path).is_file():
         near = sorted(str(p) for p in Path("configs").glob("*.py"))
         raise UserError(
@@ -68,15 +82,7 @@ def read_recipe(recipe: str) -> ConfigDict:
     if root not in sys.path:  # recipes import each other as configs.NAME
         sys.path.append(root)
     spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config={recipe}: the file defines no get_config(arg)")
-    takes_argument = bool(inspect.signature(module.get_config).parameters)
-    if arg and not takes_argument:
-        raise UserError(f'--config={recipe}: this recipe takes no argument ":{arg}"')
-    try:
-        return module.get_config(arg) if arg else module.get_config()
-    except ValueError as error:  # recipes import only ml_collections: see DESIGN
-        raise UserError(f"--config={recipe}: {error}") from error
+    return module
 
 
 def owners(path: str, given: Plain) -> list[Callable[..., Any]]:

@@ -1,0 +1,1 @@
+"""Many runs of vit_jax.main that differ in a few keys; docs/launching.md."""
