@@ -41,10 +41,14 @@ EXTRAS_REQUIRE = {
     # vit_jax without this extra and add 'jax[cuda13]'.
     "cuda": ["jax[cuda12]>=0.10.0"],
     "tpu": ["jax[tpu]>=0.10.0"],
+    # The picture of launch.sweep, and --optuna.
+    "sweep": ["matplotlib>=3.10.0", "optuna>=4.2.0"],
     # Compiles for TPU topologies on a machine without a TPU.
     "plan": ["libtpu>=0.0.42"],
     "dev": [
         "kubernetes-validate>=1.34.0",
+        "matplotlib>=3.10.0",
+        "optuna>=4.2.0",
         "pillow>=11.0.0",
         "pyright[nodejs]>=1.1.400",
         "pytest>=9.0.0",
