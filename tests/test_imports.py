@@ -242,7 +242,7 @@ def test_importing_the_package_does_not_import_jax():
 
 
 def test_importing_a_launcher_imports_neither_jax_nor_extras():
-    modules = loaded_by("import launch.sweep.__main__")
+    modules = loaded_by("import launch.sweep")
     assert "launch.slurm" in modules
     assert modules.isdisjoint({"jax", "matplotlib", "optuna"})
 

@@ -31,7 +31,7 @@ from tests.launch.fakes import sweep_main
 job.configs.load = lambda recipe, overrides: types.SimpleNamespace(
     to_dict=lambda: sweep_main.load(overrides)
 )
-from launch.sweep import __main__ as sweep
+from launch import sweep
 sys.exit(job.run_main(sweep.main))
 """
 

@@ -184,7 +184,7 @@ def test_what_stands_in_the_way_is_said(tmp_path: Path, sweep: Path) -> None:
     assert 'did you mean "test/accuracy"?' in output
     # A run of somebody's own in the workdir of a trial, for two seconds.
     holder = "import fcntl, sys, time; f = open(sys.argv[1], 'a'); "
-    holder += "fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(5)"
+    holder += "fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(3)"
     lock = sweep / "seed=2" / ".lock"
     lock.parent.mkdir()
     with subprocess.Popen(
@@ -195,7 +195,7 @@ def test_what_stands_in_the_way_is_said(tmp_path: Path, sweep: Path) -> None:
         output = sweeps.run(tmp_path, "--grid=config.seed=2")
     assert "seed=2: waits for another process to let go" in output
     started = float(sweeps.witnesses(sweep)["seed=2"][0].split()[-1])
-    assert started > began + 4
+    assert started > began + 2
 
 
 def test_cores_are_shared_out(tmp_path: Path, sweep: Path) -> None:
@@ -329,7 +329,7 @@ def test_a_mistake_is_one_message(
     argv: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In this process: each start would load jax anew."""
-    from launch.sweep.__main__ import main
+    from launch.sweep import main
     from vit_jax.errors import UserError
 
     monkeypatch.chdir(cli.ROOT)
@@ -351,11 +351,11 @@ def true_sweep(workdir: Path, *argv: str) -> subprocess.Popen[str]:
 
 
 def test_the_true_main(tmp_path: Path) -> None:
-    """Two trials; the fake stands for it in what a sweep reads."""
-    argv = ("--grid=config.optim.learning_rate=3e-3", "--grid=config.seed=0,1")
+    """One trial: the fake leaves what the true one leaves."""
+    argv = ("--grid=config.optim.learning_rate=3e-3", "--grid=config.seed=1")
     output = sweeps.end(true_sweep(tmp_path, *argv), 0)
     sweeps.check_table(tmp_path, "test/accuracy", total_steps=12)
-    assert "2 of 2 trials finished" in output
+    assert "1 of 1 trials finished" in output
     assert "0 left" in output
 
 

@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 
+import numpy as np
 import pytest
 import scipy.stats
 
@@ -41,8 +42,8 @@ def test_random_points_are_distributed_as_said() -> None:
     counts = [names.count(name) for name in SPACE["choice"].choices]
     assert scipy.stats.chisquare(counts).pvalue > 0.01
     # The keys are drawn apart from each other, and so are neighbours.
-    assert abs(scipy.stats.pearsonr(logs, uniforms).statistic) < 0.06
-    assert abs(scipy.stats.pearsonr(logs[1:], logs[:-1]).statistic) < 0.06
+    assert abs(np.corrcoef(logs, uniforms)[0, 1]) < 0.06
+    assert abs(np.corrcoef(logs[1:], logs[:-1])[0, 1]) < 0.06
 
 
 def test_random_point_i_is_a_function_of_seed_and_i() -> None:
