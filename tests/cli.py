@@ -1,8 +1,10 @@
 """The real command line, driven from tests."""
 
+import concurrent.futures
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,6 +42,31 @@ def run(*args: str, expect: int | None = 0, root: Path = ROOT, devices: int = 1)
     if expect is not None:
         assert process.returncode == expect, output
     return output
+
+
+def start_many(count: int, *args: str, devices: int = 1) -> list[subprocess.Popen[str]]:
+    """Starts `count` processes of one run, which meet on this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    together = f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={count}"
+    return [
+        start(*args, *together, f"--process_id={i}", devices=devices)
+        for i in range(count)
+    ]
+
+
+def ends(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
+    """Waits for all; their exit codes and outputs, by process number."""
+    with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
+        outputs = list(pool.map(lambda p: p.communicate(timeout=1150)[0], processes))
+    return [process.returncode for process in processes], outputs
+
+
+def run_many(count: int, *args: str, devices: int = 1, expect: int = 0) -> list[str]:
+    """Runs several processes to the end; their outputs, by process number."""
+    codes, outputs = ends(start_many(count, *args, devices=devices))
+    assert codes == [expect] * count, (codes, *outputs)
+    return outputs
 
 
 def run_and_signal(

@@ -19,6 +19,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {
+        "cluster",
+        "heartbeats",
         "host_memory",
         "jsonlines",
         "layouts",
@@ -27,10 +29,12 @@ LAYERS: tuple[set[str], ...] = (
         "models",
         "optim",
         "preemption",
+        "relay",
         "schedules",
         "sharding",
         "timing",
     },
+    {"distributed", "votes"},
     {"checkpoints", "data", "metrics", "state", "steps", "workdirs"},
     {"evaluators", "observer", "program"},
     {"run"},

@@ -12,6 +12,8 @@ class Stop(Exception):
 
     exit_code: int
     label = "error"
+    # Whether every process of the run raises the same: then one of them tells it.
+    shared = False
 
 
 class UserError(Stop, ValueError):
@@ -24,6 +26,7 @@ class NonFiniteLossError(Stop):
     """The loss or the update became NaN or infinite."""
 
     exit_code = 70
+    shared = True
 
 
 class Preempted(Stop):
@@ -31,9 +34,16 @@ class Preempted(Stop):
 
     exit_code = 75
     label = "stopped"
+    shared = True
 
     def __str__(self) -> str:
         return super().__str__() or "before it began: run the same command to start"
+
+
+class PeerLost(Stop):
+    """Another process of the run died, hangs, or cannot be reached."""
+
+    exit_code = 76
 
 
 def did_you_mean(given: str, valid: Iterable[str]) -> str:

@@ -3,6 +3,11 @@
   --config.KEY=VALUE   overrides a key of the config, such as --config.seed=1
   --evaluate_only      evaluates the workdir's checkpoint, or --config.init_from
 
+One of several processes is given the same, and where it stands, unless a TPU pod,
+Slurm, Kubernetes or Open MPI says so:
+
+  --coordinator_address=HOST:PORT --num_processes=N --process_id=I
+
 The keys and their values stand in DIR/config.json; the README says more.
 """
 
@@ -12,13 +17,16 @@ from collections.abc import Sequence
 
 from absl import flags, logging
 
+from vit_jax import cluster, errors, preemption
 from vit_jax import config as configs
-from vit_jax import errors, preemption
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("config", None, "Recipe: PATH.py or PATH.py:ARG.")
 flags.DEFINE_string("workdir", None, "Directory of the run; may be in an object store.")
 flags.DEFINE_bool("evaluate_only", False, "Evaluate a checkpoint and stop.")
+flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
+flags.DEFINE_integer("num_processes", None, "Processes of the run.")
+flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
 
 
 def parse(argv: Sequence[str]) -> list[tuple[str, str]]:
@@ -29,9 +37,8 @@ def parse(argv: Sequence[str]) -> list[tuple[str, str]]:
     except flags.Error as error:
         raise errors.UserError(str(error)) from error
     if rest:
-        hint = errors.did_you_mean(
-            rest[0].partition("=")[0], ["--config", "--workdir", "--evaluate_only"]
-        )
+        names = ["--config", "--workdir", "--evaluate_only", *cluster.FLAGS]
+        hint = errors.did_you_mean(rest[0].partition("=")[0], names)
         raise errors.UserError(f"{rest[0]} is not a flag; {hint}")
     if FLAGS.config is None or FLAGS.workdir is None:
         raise errors.UserError(f"--config and --workdir are both needed:\n\n{__doc__}")
@@ -51,11 +58,20 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         overrides = parse(argv)
-        config = configs.load(FLAGS.config, overrides)
-        from vit_jax import train, workdirs  # slow to import: after the config is good
+        place = cluster.find(
+            FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id
+        )
+        config = configs.load(FLAGS.config, overrides).to_dict()
+        # Slow to import: after the config is good.
+        from vit_jax import distributed, train, workdirs
 
         run = train.evaluate_only if FLAGS.evaluate_only else train.train_and_evaluate
-        run(workdirs.absolute(FLAGS.workdir), config.to_dict())
+        with distributed.joined(
+            place,
+            peer_timeout=config["peer_timeout"],
+            stall_timeout=config["stall_timeout"],
+        ):
+            run(workdirs.absolute(FLAGS.workdir), config)
     except errors.Stop as stop:
         print(f"{stop.label}: {stop}", file=sys.stderr)
         if isinstance(stop, errors.Preempted):

@@ -19,6 +19,7 @@ from vit_jax.errors import Preempted
 T = TypeVar("T")
 
 _requested = threading.Event()
+_others: list[Callable[[], bool]] = []
 
 
 def install() -> None:
@@ -31,9 +32,13 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGINT and _requested.is_set():
         os._exit(Preempted.exit_code)
     name = signal.Signals(number).name
-    # os.write: print is not reentrant, and the signal may have interrupted a print.
-    os.write(2, f"\n{name} received: stopping at the next safe point.\n".encode())
+    tell(f"\n{name} received: stopping at the next safe point.\n")
     _requested.set()
+
+
+def tell(text: str) -> None:
+    """Writes to stderr at once: print is not reentrant, and may be interrupted."""
+    os.write(2, text.encode())
 
 
 def requested() -> bool:
@@ -41,32 +46,42 @@ def requested() -> bool:
     return _requested.is_set()
 
 
+def also_stop_when(condition: Callable[[], bool]) -> None:
+    """Makes `check` and `wait` heed signals to other processes too."""
+    _others.append(condition)
+
+
 def check() -> None:
     """Raises Preempted if a signal has arrived."""
-    if _requested.is_set():
+    if _requested.is_set() or any(condition() for condition in _others):
         raise Preempted
 
 
 def wait(function: Callable[..., T], *args: Any) -> T:
     """Calls a function that may block for minutes, and stays interruptible.
 
-    The call runs in a thread of its own while this one waits, so that a signal is
-    seen within 50 ms. A call that is given up goes on in its thread until the process
-    ends: after Preempted, end it with `leave`.
-
     Raises:
       Preempted: if a signal arrives before the function returns.
+    """
+    return call(function, *args, check=check)
+
+
+def call(function: Callable[..., T], *args: Any, check: Callable[[], None]) -> T:
+    """Calls a function in a thread of its own, and `check` every 50 ms meanwhile.
+
+    A call that is given up, since `check` raises, goes on in its thread until the
+    process ends: end it with `leave`.
     """
     result: list[T] = []
     failure: list[BaseException] = []
 
-    def call() -> None:
+    def target() -> None:
         try:
             result.append(function(*args))
         except BaseException as error:  # handed to the caller's thread below
             failure.append(error)
 
-    thread = threading.Thread(target=call, daemon=True, name="interruptible call")
+    thread = threading.Thread(target=target, daemon=True, name="interruptible call")
     thread.start()
     while thread.is_alive():
         thread.join(timeout=0.05)

@@ -13,12 +13,13 @@ import jax
 from etils import epath
 
 from vit_jax import data as datasets
-from vit_jax import host_memory, preemption, sharding
+from vit_jax import distributed, host_memory, preemption, sharding
 from vit_jax.errors import UserError
 from vit_jax.evaluators import EVALUATORS
 from vit_jax.program import Program
 from vit_jax.state import TrainState
 from vit_jax.timing import StepTimer
+from vit_jax.votes import Votes
 
 
 class Run:
@@ -39,6 +40,8 @@ class Run:
         resume: str | None = None,
         init_from: str | None = None,
         compilation_cache: str | None = "~/.cache/vit_jax",
+        peer_timeout: float = 60.0,
+        stall_timeout: float = 1800.0,
         model: dict[str, Any],
         data: dict[str, Any],
         loss: dict[str, Any],
@@ -62,6 +65,10 @@ class Run:
           resume: a workdir whose full state a fresh workdir starts from.
           init_from: a workdir whose weights a fresh workdir starts from.
           compilation_cache: a folder that keeps compiled programs; None is off.
+          peer_timeout: of several processes, one that is silent for so many seconds
+            is lost, and ends the run. `distributed.joined` has read it by now.
+          stall_timeout: likewise one that lives, but makes no progress for so many
+            seconds while others wait for it.
           model: see `models.create`; the other sections: see their owners in
             `vit_jax.config.owners`.
 
@@ -73,6 +80,7 @@ class Run:
         )
         use_compilation_cache(compilation_cache)
         host_memory.keep_freed_memory()
+        jax.devices()  # all processes meet here: before bad input can end one of them
         self.seed, self.batch_size, self.log_every = seed, batch_size, log_every
         self.profile, self.resume, self.init_from = profile, resume, init_from
         self.checkpoint = checkpoint
@@ -110,6 +118,7 @@ class Run:
         self.abstract_state = self.program.abstract_state
         self.batch_sharding = sharding.batch_sharding(self.mesh)
         self.rows = sharding.process_rows(self.batch_sharding, batch_size)
+        self.votes = Votes()
         self.evaluators = [
             EVALUATORS[entry["type"]](name, self.mesh, data, batch_size, **entry)
             for name, entry in evals.items()
@@ -152,10 +161,10 @@ class Run:
                 except StopIteration:
                     return
                 except Exception:  # raised again unless a signal explains it
-                    if preemption.requested():
+                    if preemption.requested() and distributed.alone():
                         return
                     raise
-                yield sharding.put_batch(batch, self.batch_sharding)
+                yield sharding.put_batch(batch, self.batch_sharding, self.batch_size)
 
     def pauses_at(self, step: int) -> bool:
         """Whether something besides training is due after this step."""
@@ -176,14 +185,14 @@ class Run:
         Where there is an average, NAME/... is of it and NAME/raw/... of the parameters.
 
         Raises:
-          Preempted: if a signal arrives meanwhile.
+          Preempted: if a signal arrives meanwhile, on all processes alike.
         """
         results: dict[str, Any] = {}
         for evaluator in self.evaluators:
             if evaluator.due(step, self.total_steps):
-                results |= evaluator.run(state.best_params, preemption.check)
+                results |= evaluator.run(state.best_params, self.votes.check)
                 if state.ema_params is not None:
-                    raw = evaluator.run(state.params, preemption.check)
+                    raw = evaluator.run(state.params, self.votes.check)
                     results |= {k.replace("/", "/raw/"): v for k, v in raw.items()}
         return results
 

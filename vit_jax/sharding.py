@@ -166,7 +166,35 @@ def process_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
 
 
 def put_batch(
-    batch: Mapping[str, np.ndarray], sharding: NamedSharding
+    batch: Mapping[str, np.ndarray], sharding: NamedSharding, batch_size: int
 ) -> dict[str, jax.Array]:
-    """A global batch on the devices; returns before it has arrived."""
-    return {name: jax.device_put(rows, sharding) for name, rows in batch.items()}
+    """A global batch on the devices; returns before it has arrived.
+
+    Args:
+      batch: the rows that `process_rows` says, in their order.
+      sharding: from `batch_sharding`.
+      batch_size: global.
+    """
+    if jax.process_count() == 1:
+        return {name: jax.device_put(rows, sharding) for name, rows in batch.items()}
+    held = process_rows(sharding, batch_size)
+    parts = {
+        device: index[0].indices(batch_size)[:2]
+        for device, index in sharding.addressable_devices_indices_map(
+            (batch_size,)
+        ).items()
+        if index is not None
+    }
+
+    def put(rows: np.ndarray) -> jax.Array:
+        of_devices = []
+        for first, last in parts.values():
+            start = int(np.searchsorted(held, first))  # without a gap from here
+            of_devices.append(rows[start : start + last - first])
+        return jax.make_array_from_single_device_arrays(
+            (batch_size, *rows.shape[1:]),
+            sharding,
+            jax.device_put(of_devices, list(parts)),
+        )
+
+    return {name: put(rows) for name, rows in batch.items()}

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from vit_jax import checkpoints, metrics, preemption, workdirs
+from vit_jax import checkpoints, distributed, metrics, preemption, workdirs
 from vit_jax.checkpoints import Checkpoints
 from vit_jax.errors import NonFiniteLossError, Preempted, UserError
 from vit_jax.observer import Observer, Scalars, Tracer
@@ -30,12 +30,14 @@ def train_and_evaluate(workdir: epath.Path, config: dict[str, Any]) -> None:
       Preempted: after a signal, once the state is saved.
     """
     started = time.monotonic()
-    lock = workdirs.lock(workdir)  # held until the process ends
-    run = Run(**config)
-    run.check_data()
-    # Closing waits for a save that is under way, whatever ends the run.
-    with contextlib.closing(
-        Checkpoints(workdir / "checkpoints", config, run.stream, **run.checkpoint)
+    with distributed.agreed():
+        lock = workdirs.lock(workdir) if distributed.is_first() else None
+    with distributed.agreed():
+        run = Run(**config)
+        run.check_data()
+    # Leaving it waits for a save that is under way, whatever ends the run.
+    with Checkpoints(
+        workdir / "checkpoints", config, run.stream, **run.checkpoint
     ) as saved:
         saved.check_best(run.result_names())
         try:
@@ -52,8 +54,10 @@ def train_and_evaluate(workdir: epath.Path, config: dict[str, Any]) -> None:
                 "end in the same way: lower config.optim.learning_rate, lengthen its "
                 "warmup_steps, or set clip_norm"
             ) from None
-    summarize(workdir, run, time.monotonic() - started)
-    lock.close()
+    if distributed.is_first():
+        summarize(workdir, run, time.monotonic() - started)
+    if lock is not None:
+        lock.close()
 
 
 def train_from(
@@ -64,15 +68,18 @@ def train_from(
     saved: Checkpoints,
 ) -> None:
     """Compiles, opens the logs and trains."""
-    saved.check_space(run.abstract_state)
-    workdirs.write_config(workdir, config)
-    overview = metrics.parameter_overview(run.abstract_state.params)
-    workdirs.write_atomically(workdir / "parameters.txt", overview + "\n")
-    announce(workdir, run, saved.position.step, overview)
+    with distributed.agreed():
+        saved.check_space(run.abstract_state)
+        if distributed.is_first():
+            workdirs.write_config(workdir, config)
+            overview = metrics.parameter_overview(run.abstract_state.params)
+            workdirs.write_atomically(workdir / "parameters.txt", overview + "\n")
+            announce(workdir, run, saved.position.step, overview)
     # Ahead of time, in a thread: a signal need not wait for the compiler.
     train_step = preemption.wait(run.program.compile_train_step)
     preemption.wait(run.compile_evaluators)
     with contextlib.closing(observe(workdir, run, saved)) as observer:
+        distributed.gather("")  # from here on a signal stops all after the same step
         train(run, train_step, state, saved, observer, workdir)
 
 
@@ -86,32 +93,40 @@ def train(
 ) -> None:
     """The loop: from the step of `saved.position` to the last."""
     position, timer = saved.position, observer.timer
+    profile = run.profile if distributed.is_first() else None
     if position.pending is not None:  # it was stopped during an evaluation
-        finish_step(run, state, saved, observer, position.pending)
+        finish_step(run, state, saved, observer, position.pending, stop=False)
     batches = run.batches(position.step)
     with timer.waiting():
         batch = next(batches, None)
     with (
         contextlib.closing(batches),
-        contextlib.closing(Tracer(workdir, run.profile)) as tracer,
+        contextlib.closing(Tracer(workdir, profile)) as tracer,
         jax.transfer_guard("disallow"),
     ):
         for step in range(position.step + 1, run.total_steps + 1):
             tracer.before(step)
+            distributed.progress(step)
             state, scalars = train_step(state, batch)  # returns at once
             observer.push(step, scalars)  # reads the step before; raises if it was bad
             tracer.after(step, state)
             with timer.waiting():
                 batch = next(batches, None)  # None: the last, or a signal ended them
-            signalled = batch is None or preemption.requested()
-            if run.pauses_at(step) or saved.due(step) or signalled:
+            stop = run.votes.stop()
+            if run.pauses_at(step) or saved.due(step) or stop:
                 # From here on this step is known to be good: never save a bad one.
                 position.step, line = step, observer.drain()
-                finish_step(run, state, saved, observer, line)
+                finish_step(run, state, saved, observer, line, stop=stop)
 
 
 def finish_step(
-    run: Run, state: TrainState, saved: Checkpoints, observer: Observer, line: Scalars
+    run: Run,
+    state: TrainState,
+    saved: Checkpoints,
+    observer: Observer,
+    line: Scalars,
+    *,
+    stop: bool,
 ) -> None:
     """What is due after a step: evaluations, its line, its checkpoint, in this order.
 
@@ -134,7 +149,7 @@ def finish_step(
         position.pending = None
         if line or results:
             observer.logger.write(step, line | results)
-        stop = preemption.requested() and step < run.total_steps
+        stop = (stop or run.votes.stop()) and step < run.total_steps
         best = saved.improves(results)
         if saved.due(step) or best or stop or owed or step == run.total_steps:
             observer.logger.flush()
@@ -200,23 +215,33 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> None:
     Raises:
       UserError: as in `train_and_evaluate`; if there is nothing to evaluate.
     """
-    workdirs.check_writable(workdir)
-    run = Run(**config)
-    if not run.evaluators:
-        raise UserError("--evaluate_only: config.evals is empty, nothing to do")
-    run.check_data(train=False)
-    source = workdir
-    if run.init_from is not None:
-        source = workdirs.absolute(run.init_from)
-    directory = checkpoints.choose(source)
-    params = checkpoints.read_params(directory, run.abstract_state.params)
+    with distributed.agreed():
+        if distributed.is_first():
+            workdirs.check_writable(workdir)
+    with distributed.agreed():
+        run = Run(**config)
+        if not run.evaluators:
+            raise UserError("--evaluate_only: config.evals is empty, nothing to do")
+        run.check_data(train=False)
+        source = workdir
+        if run.init_from is not None:
+            source = workdirs.absolute(run.init_from)
+        directory = checkpoints.choose(source)
+        params = checkpoints.read_params(directory, run.abstract_state.params)
     try:
         preemption.wait(run.compile_evaluators)
+        distributed.gather("")  # from here on a signal stops all at the same batch
         results: Scalars = {}
         for evaluator in run.evaluators:
-            results |= evaluator.run(params, preemption.check)
+            results |= evaluator.run(params, run.votes.check)
     except Preempted:
         raise Preempted("an evaluation keeps nothing: run the command again") from None
+    if distributed.is_first():
+        tell_results(workdir, directory, results)
+
+
+def tell_results(workdir: epath.Path, directory: epath.Path, results: Scalars) -> None:
+    """Prints the results of one checkpoint and writes them to `workdir/evals`."""
     for name, value in results.items():
         print(f"{name}: {value}")
     path = workdir / "evals" / f"{directory.name}.json"

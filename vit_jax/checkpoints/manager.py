@@ -11,16 +11,17 @@ is written, so a half-written one is never taken for a checkpoint. Its items:
 """
 
 import dataclasses
+import json
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
-import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from vit_jax import distributed
 from vit_jax.checkpoints.disk import ToldOnce, check_space, space_needed
 from vit_jax.checkpoints.reading import (
     BROKEN,
@@ -30,7 +31,7 @@ from vit_jax.checkpoints.reading import (
     remove_uncommitted,
     write_position,
 )
-from vit_jax.errors import UserError, did_you_mean
+from vit_jax.errors import Stop, UserError, did_you_mean
 from vit_jax.state import TrainState
 
 
@@ -75,9 +76,10 @@ class Checkpoints:
         preserved: list[Any] = [policies.LatestN(keep), _Best(self)]
         if keep_period is not None:
             preserved.append(policies.EveryNSteps(keep_period))
-        directory.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            remove_uncommitted(directory)
+        with distributed.agreed():
+            if distributed.is_first():
+                directory.mkdir(parents=True, exist_ok=True)
+                remove_uncommitted(directory)
         self._manager = ocp.CheckpointManager(
             directory,
             options=ocp.CheckpointManagerOptions(
@@ -130,7 +132,8 @@ class Checkpoints:
         step = self.position.step
         if step in self._manager.all_steps():
             self.wait()
-            write_position(self.directory / str(step), self.position)
+            if distributed.is_first():
+                write_position(self.directory / str(step), self.position)
             return
         check_space(self.directory, state)
         rest = state.replace(params=None, ema_params=None)  # type: ignore[attr-defined]
@@ -154,9 +157,18 @@ class Checkpoints:
         with space_needed(self.directory):
             self._manager.wait_until_finished()
 
-    def close(self) -> None:
-        self.wait()
-        self._manager.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        """Waits for a save under way, unless an error has befallen this process alone.
+
+        The others would not come to where Orbax's processes wait for each other.
+        """
+        shared = error is None or (isinstance(error, Stop) and error.shared)
+        if shared or distributed.alone():
+            self.wait()
+            self._manager.close()
 
     def restore(
         self, abstract: TrainState, directory: epath.Path | None = None
@@ -179,26 +191,25 @@ class Checkpoints:
         """
         broken: list[str] = []
         own, directory = directory is None, directory or self.directory
-        steps = committed_steps(directory)[::-1]
+        # Directories that a network serves may look different from different hosts.
+        found = distributed.gather(json.dumps(committed_steps(directory)[::-1]))[0]
+        steps: list[int] = json.loads(found)
         for step in steps:
-            try:
-                state, position = read_state(directory / str(step), abstract)
-                self._refuse_other_stream(directory / str(step), position)
-            except UserError:
-                raise  # whole, but of another model
-            except BROKEN as error:
-                first_line = str(error).strip().split("\n")[0][:200]
-                broken.append(f"step {step}: {type(error).__name__}: {first_line}")
-                logging.warning(
-                    "a checkpoint in %s cannot be read (%s): trying the one before it",
-                    directory,
-                    broken[-1],
-                )
+            restored, trouble = self._try_read(directory / str(step), abstract)
+            troubles = [text for text in distributed.gather(trouble) if text]
+            if troubles or restored is None:
+                broken.append(f"step {step}: {troubles[0]}")
+                if distributed.is_first():
+                    logging.warning(
+                        "a checkpoint in %s cannot be read (%s): trying the one "
+                        "before it",
+                        directory,
+                        broken[-1],
+                    )
                 continue
-            self.position = position
+            state, self.position = restored
             if own:
-                for bad in steps[: len(broken)]:
-                    self._put_aside(bad)
+                self._put_aside(steps[: len(broken)])
             else:  # the best of that run is not in this workdir
                 self.position.best_step = self.position.best_value = None
             return state
@@ -209,6 +220,26 @@ class Checkpoints:
                 + "\nmove the directory away to start from scratch"
             )
         return None
+
+    def _try_read(
+        self, directory: epath.Path, abstract: TrainState
+    ) -> tuple[tuple[TrainState, Position] | None, str]:
+        """One checkpoint, or what is wrong with its files.
+
+        Raises:
+          UserError: if it is whole, but of another model or other data.
+        """
+        with distributed.agreed():
+            try:
+                state, position = read_state(directory, abstract)
+                self._refuse_other_stream(directory, position)
+                return (state, position), ""
+            except UserError:
+                raise
+            except BROKEN as error:
+                first_line = str(error).strip().split("\n")[0][:200]
+                return None, f"{type(error).__name__}: {first_line}"
+        raise AssertionError("unreachable: agreed() lets no error pass in silence")
 
     def _refuse_other_stream(self, directory: epath.Path, position: Position) -> None:
         """Its next batch would not be the one after its last."""
@@ -222,14 +253,16 @@ class Checkpoints:
                 "--workdir (and config.init_from, to start from these weights)"
             )
 
-    def _put_aside(self, step: int) -> None:
-        aside = self.directory.parent / "broken_checkpoints"
-        aside.mkdir(parents=True, exist_ok=True)
-        taken = [int(p.name.split(".")[1]) for p in aside.glob(f"{step}.*")]
-        (self.directory / str(step)).rename(
-            aside / f"{step}.{max(taken, default=-1) + 1}"
-        )
-        self._manager.reload()
+    def _put_aside(self, steps: Sequence[int]) -> None:
+        with distributed.agreed():
+            for step in steps if distributed.is_first() else ():
+                aside = self.directory.parent / "broken_checkpoints"
+                aside.mkdir(parents=True, exist_ok=True)
+                taken = [int(p.name.split(".")[1]) for p in aside.glob(f"{step}.*")]
+                number = max(taken, default=-1) + 1
+                (self.directory / str(step)).rename(aside / f"{step}.{number}")
+        if steps:
+            self._manager.reload()
 
 
 class _Best(ocp.checkpoint_managers.PreservationPolicy):

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax import data as datasets
-from vit_jax import sharding, steps
+from vit_jax import distributed, sharding, steps
 from vit_jax.errors import UserError
 from vit_jax.state import Params
 
@@ -123,8 +123,9 @@ class Classification:
         batches = self.dataset.eval_batches(batch_size=self.batch_size, rows=self._rows)
         with contextlib.closing(batches):
             for batch in batches:
+                distributed.progress()
                 check()
-                on_device = sharding.put_batch(batch, self._sharding)
+                on_device = sharding.put_batch(batch, self._sharding, self.batch_size)
                 sums = self._step(params, on_device)
                 if pending is not None:  # read a batch late: the device does not wait
                     add(totals, pending)

@@ -1,0 +1,289 @@
+"""Several processes as one run: how they join, meet, and leave.
+
+With one process nothing here does anything.
+"""
+
+import contextlib
+import json
+import secrets
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax._src.distributed import global_state  # no public name; Orbax uses it too
+
+from vit_jax import preemption, relay
+from vit_jax.cluster import Place
+from vit_jax.errors import PeerLost, Preempted, Stop, UserError
+from vit_jax.heartbeats import ORDERLY, Address, Beat, Heartbeats, Peer
+
+JOIN_SECONDS = 300
+# JAX's own limits end a process with no word to Python: they are never to be reached.
+_NEVER_SECONDS = 7 * 24 * 3600
+
+_heartbeats: Heartbeats | None = None
+_place: Place | None = None
+_meetings = 0
+
+
+@contextlib.contextmanager
+def joined(
+    place: Place | None, *, peer_timeout: float, stall_timeout: float
+) -> Iterator[None]:
+    """A run of one or more processes, as a context.
+
+    With more, its end is the end of this process: whatever ends it is told to the
+    others, and by one of them if all end alike.
+
+    Args:
+      place: of this process; None is a run of one.
+      peer_timeout: see `vit_jax.run.Run`.
+      stall_timeout: see there.
+
+    Raises:
+      UserError: if the port of process 0 is taken, or a host name is not known.
+      Preempted: if a signal arrives while the others are waited for.
+    """
+    for name, value in (("peer", peer_timeout), ("stall", stall_timeout)):
+        if value < 1:
+            raise UserError(
+                f"config.{name}_timeout is {value}: it should be at least 1 (seconds)"
+            )
+    if place is None:
+        yield
+        return
+    preemption.wait(_join, place, peer_timeout, stall_timeout)
+    try:
+        yield
+    except Stop as stop:
+        if is_first() or not stop.shared:
+            preemption.tell(f"{stop.label}: {stop}\n")
+        _leave(stop.exit_code, str(stop))
+    except BaseException as error:  # the others must hear of it, whatever it is
+        _explain(error, peer_timeout)
+    _leave(0, "")
+
+
+def _explain(error: BaseException, peer_timeout: float) -> None:
+    """Ends this process after an error, which a lost process may be the cause of.
+
+    A collective fails at once when a process dies, and the error says little; the
+    heartbeats know who it is, a little later, and end this process with their message.
+    """
+    told = f"{type(error).__name__}: {str(error)[:200]}".splitlines()[0]
+    wait = f"waiting up to {peer_timeout:g} s to know whether a process is missing"
+    preemption.tell(f"{told}\n{wait}\n")
+    time.sleep(peer_timeout + 3)
+    traceback.print_exception(error)
+    _leave(1, told)
+
+
+def _join(place: Place, peer_timeout: float, stall_timeout: float) -> None:
+    global _heartbeats, _place
+    late = threading.Timer(JOIN_SECONDS, _too_late, [place])
+    late.daemon = True
+    late.start()
+    host, _, port = place.coordinator.rpartition(":")
+    family, address = _resolve(host.strip("[]"), int(port))
+    coordinator = place.coordinator
+    if place.process_id == 0:
+        _check_free(int(port))
+    else:
+        coordinator = relay.start(*address)
+    # It would take SIGTERM over.
+    jax.config.update("jax_enable_preemption_service", False)
+    ids = place.local_device_ids
+    jax.distributed.initialize(
+        coordinator,
+        place.num_processes,
+        place.process_id,
+        local_device_ids=None if ids is None else list(ids),
+        cluster_detection_method="deactivate",  # `cluster.find` has done it
+        initialization_timeout=_NEVER_SECONDS,
+        heartbeat_timeout_seconds=_NEVER_SECONDS,
+    )
+    _place = place
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock.bind(("", 0))
+    me = {
+        "host": socket.gethostname(),
+        "address": _route(family, address),
+        "port": sock.getsockname()[1],
+        "run": secrets.token_hex(8),
+    }
+    all_of_them = [json.loads(text) for text in _exchange(json.dumps(me))]
+    peers = {
+        i: _peer(i, told, address[0])
+        for i, told in enumerate(all_of_them)
+        if i != place.process_id
+    }
+    heartbeats = Heartbeats(
+        Beat(place.process_id),
+        peers,
+        sock,
+        run=all_of_them[0]["run"],
+        silent=peer_timeout,
+        stalled=stall_timeout,
+        signalled=preemption.requested,
+        on_loss=_lost,
+    )
+    preemption.also_stop_when(lambda: heartbeats.said(lambda beat: beat.signalled))
+    heartbeats.start()
+    _heartbeats = heartbeats
+    late.cancel()
+
+
+def _peer(process: int, told: dict[str, Any], coordinator: str) -> Peer:
+    """A process as it described itself, and where it may be reached."""
+    addresses = [(told["address"], told["port"])]
+    if process == 0 and told["address"] != coordinator:
+        # Its own name may be an address of the loopback to itself.
+        addresses.append((coordinator, told["port"]))
+    now = time.monotonic()
+    return Peer(told["host"], addresses, Beat(process), heard=now, moved=now)
+
+
+def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, Address]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    except OSError as error:
+        raise UserError(
+            f"the host of the coordinator address {host}:{port} is not known here "
+            f"({error.strerror or error})"
+        ) from error
+    family, *_, address = min(found, key=lambda f: f[0] != socket.AF_INET)
+    return family, (str(address[0]), port)
+
+
+def _route(family: socket.AddressFamily, address: Address) -> str:
+    """The address of this machine that faces another; nothing is sent."""
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(address)
+        return probe.getsockname()[0]
+
+
+def _check_free(port: int) -> None:
+    """gRPC would share a port that another process listens at, or end this one."""
+    try:
+        with socket.create_server(("", port), reuse_port=False):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"process 0 cannot listen at port {port} ({error.strerror}): give another "
+            "--coordinator_address, to all processes"
+        ) from error
+
+
+def _too_late(place: Place) -> None:
+    _end(
+        f"process {place.process_id}: not all {place.num_processes} processes met at "
+        f"{place.coordinator} within {JOIN_SECONDS} s. Is each started, with the same "
+        "address, and does the network let them through?"
+    )
+
+
+def _lost(verdict: str) -> None:
+    assert _place is not None and _heartbeats is not None
+    message = (
+        f"process {_place.process_id} of {_place.num_processes} "
+        f"({socket.gethostname()}), at step {_heartbeats.me.step}: {verdict}"
+    )
+    _heartbeats.say_goodbye(PeerLost.exit_code, verdict)
+    _end(f"{message}.\nCheckpoints are whole: start all processes again to go on.")
+
+
+def _end(message: str) -> None:
+    """Ends the process from whatever thread, whatever the others are waiting for."""
+    preemption.tell(f"{PeerLost.label}: {message}\n")
+    preemption.leave(PeerLost.exit_code)
+
+
+def alone() -> bool:
+    """Whether the run is of one process."""
+    return _place is None
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints and writes logs."""
+    return alone() or jax.process_index() == 0
+
+
+def progress(step: int | None = None) -> None:
+    """Notes that the loop goes on, so that the others can tell who does not."""
+    if _heartbeats is not None:
+        _heartbeats.me.ticks += 1
+        _heartbeats.me.step = _heartbeats.me.step if step is None else step
+
+
+def gather(text: str) -> list[str]:
+    """A text of every process, by process number; all have to call it.
+
+    For what happens now and then: it takes milliseconds and a thread.
+
+    Raises:
+      Preempted: if a signal reaches any process before it has come here.
+    """
+    if alone():
+        return [text]
+    preemption.check()
+    texts = preemption.call(_exchange, text, check=_check_nobody_left)
+    progress()
+    return texts
+
+
+def _check_nobody_left() -> None:
+    """One who has come to a meeting stays, unless the meeting cannot take place."""
+    assert _heartbeats is not None
+    if _heartbeats.said(lambda beat: beat.left == Preempted.exit_code):
+        raise Preempted
+
+
+def _exchange(text: str) -> list[str]:
+    global _meetings
+    _meetings += 1
+    name, jaxs = f"vit_jax/{_meetings}", global_state
+    assert jaxs.client is not None
+    jaxs.client.key_value_set(f"{name}/{jaxs.process_id}", text)
+    jaxs.client.wait_at_barrier(name, _NEVER_SECONDS * 1000)
+    pairs = jaxs.client.key_value_dir_get(f"{name}/")
+    numbered = {int(key.rpartition("/")[2]): value for key, value in pairs}
+    return [numbered[i] for i in range(jaxs.num_processes)]
+
+
+@contextlib.contextmanager
+def agreed() -> Iterator[None]:
+    """Bad input that one process meets ends all of them, with one message.
+
+    What is inside may not wait for other processes.
+    """
+    if alone():
+        yield
+        return
+    mistake = ""
+    try:
+        yield
+    except UserError as error:
+        mistake = str(error)
+    mistakes = gather(mistake)
+    if any(mistakes):
+        number, message = next((i, m) for i, m in enumerate(mistakes) if m)
+        who = "" if len(set(mistakes)) == 1 else f"process {number}: "
+        error = UserError(who + message)
+        error.shared = True
+        raise error
+
+
+def _leave(code: int, reason: str) -> None:
+    """Ends this process; the others hear of it and need not wait.
+
+    Process 0 leaves last if all end alike, since the others meet in it.
+    """
+    assert _heartbeats is not None and _place is not None
+    _heartbeats.say_goodbye(code, reason)
+    if _place.process_id == 0 and code in ORDERLY:
+        _heartbeats.outlast()
+    preemption.leave(code)

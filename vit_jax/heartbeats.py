@@ -1,0 +1,241 @@
+"""Whether the other processes of a run live, and what they say of themselves.
+
+Each process sends a datagram a second to each other one, from a thread, and judges by
+itself whom it has not heard: no process and no service has to live for that. A beat
+says where the loop is, so that one who is alive and never moves is found too, and the
+last beats of a process say that, and why, it leaves.
+"""
+
+import contextlib
+import dataclasses
+import json
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+Address = tuple[str, int]
+
+# Exit codes with which all processes end alike, by agreement; see `vit_jax.errors`.
+ORDERLY = (0, 70, 75)
+
+_LAST_BEATS, _LAST_BEATS_APART = 3, 0.02  # datagrams may be lost
+_MOST_BYTES = 4096
+_MOST_REASON = 2000
+
+
+@dataclasses.dataclass
+class Beat:
+    """What a process says of itself.
+
+    Attributes:
+      process: its number.
+      step: the newest step that its loop has begun.
+      ticks: grows with each step, each batch of an evaluation and each meeting.
+      signalled: whether a signal asked it to stop.
+      left: the exit code with which it leaves, or None.
+      reason: why it leaves.
+    """
+
+    process: int
+    step: int = 0
+    ticks: int = 0
+    signalled: bool = False
+    left: int | None = None
+    reason: str = ""
+
+
+@dataclasses.dataclass
+class Peer:
+    """Another process, as this one knows it.
+
+    Attributes:
+      host: its name.
+      addresses: where it may be reached.
+      beat: its newest.
+      heard: when that came, by this process's monotonic clock in seconds.
+      moved: when its ticks last grew.
+      known: whether any beat has come.
+    """
+
+    host: str
+    addresses: list[Address]
+    beat: Beat
+    heard: float
+    moved: float
+    known: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"process {self.beat.process} ({self.host})"
+
+    def update(self, beat: Beat, now: float) -> None:
+        """Takes a beat; older ones than the newest may still arrive."""
+        if self.beat.left is not None or beat.ticks < self.beat.ticks:
+            return
+        if beat.ticks > self.beat.ticks:
+            self.moved = now
+        self.beat, self.heard, self.known = beat, now, True
+
+
+def verdict(
+    me: Beat, peers: Iterable[Peer], now: float, *, silent: float, stalled: float
+) -> str | None:
+    """Who is missing, and since when; None while all is well.
+
+    Args:
+      me: this process.
+      peers: the others.
+      now: see `Peer`.
+      silent: seconds without a beat after which a process is lost.
+      stalled: seconds without progress after which one that others wait for is lost.
+    """
+    peers = list(peers)
+    watched = [peer for peer in peers if peer.beat.left is None]
+    for peer in peers:
+        if peer.beat.left is not None and peer.beat.left not in ORDERLY:
+            return (
+                f"{peer.name} left with exit code {peer.beat.left} "
+                f"{after(peer.beat.step)}: {peer.beat.reason}"
+            )
+    if any(now - peer.heard > silent for peer in watched):
+        # What cuts off one may cut off more: name those about to be missed as well.
+        lost = [peer for peer in watched if now - peer.heard > 0.8 * silent]
+        verb = "has" if len(lost) == 1 else "have"
+        names = " and ".join(f"{p.name} {after(p.beat.step)}" for p in lost)
+        hint = (
+            ""
+            if any(p.known for p in lost)
+            else (", from the start: does the network let UDP datagrams through?")
+        )
+        return f"{names} {verb} been silent for {silent:g} s{hint}"
+    for peer in peers:
+        if me.ticks > peer.beat.ticks and now - peer.moved > stalled:
+            return (
+                f"{peer.name} made no progress for {stalled:g} s "
+                f"{after(peer.beat.step)}, and this process waits for it"
+            )
+    return None
+
+
+def after(step: int) -> str:
+    """Where a loop stands, in words.
+
+    >>> after(17), after(0)
+    ('since step 17', 'before its first step')
+    """
+    return f"since step {step}" if step else "before its first step"
+
+
+class Heartbeats:
+    """Sends this process's beats and listens to those of the others, in a thread."""
+
+    def __init__(
+        self,
+        me: Beat,
+        peers: Mapping[int, Peer],
+        sock: socket.socket,
+        *,
+        run: str,
+        silent: float,
+        stalled: float,
+        signalled: Callable[[], bool],
+        on_loss: Callable[[str], Any],
+    ) -> None:
+        """Prepares; `start` begins.
+
+        Args:
+          me: of this process; the loop writes its step and ticks.
+          peers: by number; nobody counts as silent before `silent` has passed.
+          sock: a UDP socket that the others know the address of.
+          run: tells this run's datagrams from any others'.
+          silent: see `verdict`.
+          stalled: see `verdict`.
+          signalled: asked before each beat.
+          on_loss: called with a verdict, once, in the thread.
+        """
+        self.me, self.peers = me, peers
+        self._sock, self._run = sock, run
+        self._silent, self._stalled = silent, stalled
+        self._signalled, self._on_loss = signalled, on_loss
+        self._interval = min(1.0, silent / 10)
+
+    def start(self) -> None:
+        threading.Thread(target=self._loop, daemon=True, name="heartbeats").start()
+
+    def said(self, what: Callable[[Beat], bool]) -> bool:
+        """Whether this is true of the newest beat of any other process."""
+        return any(what(peer.beat) for peer in self.peers.values())
+
+    def say_goodbye(self, code: int, reason: str) -> None:
+        """Tells the others that this process leaves, and why."""
+        self.me.reason = reason[:_MOST_REASON]
+        self.me.left = code
+        for _ in range(_LAST_BEATS):
+            self._send()
+            time.sleep(_LAST_BEATS_APART)
+
+    def outlast(self) -> None:
+        """Waits until all others have left, or have been silent for too long."""
+        while any(
+            peer.beat.left is None and time.monotonic() - peer.heard < self._silent
+            for peer in self.peers.values()
+        ):
+            time.sleep(0.02)
+
+    def _loop(self) -> None:
+        beaten = time.monotonic()
+        while self.me.left is None or self.me.left in ORDERLY:
+            self._send()
+            self._receive(self._interval)
+            now = time.monotonic()
+            paused = now - beaten - self._interval
+            if paused > self._interval:
+                # This process was stopped itself, so it could not hear the others.
+                for peer in self.peers.values():
+                    peer.heard, peer.moved = peer.heard + paused, peer.moved + paused
+            beaten = now
+            if self.me.left is not None:
+                continue
+            lost = verdict(
+                self.me,
+                self.peers.values(),
+                now,
+                silent=self._silent,
+                stalled=self._stalled,
+            )
+            if lost is not None:
+                self._on_loss(lost)
+                return
+
+    def _send(self) -> None:
+        self.me.signalled = self.me.signalled or self._signalled()
+        beat = dataclasses.asdict(self.me) | {"run": self._run}
+        data = json.dumps(beat).encode()
+        for peer in self.peers.values():
+            if peer.beat.left is not None:
+                continue
+            for address in peer.addresses:
+                with contextlib.suppress(OSError):  # no route now: silence will tell
+                    self._sock.sendto(data, address)
+
+    def _receive(self, seconds: float) -> None:
+        """Takes the beats that come within so many seconds."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if not select.select([self._sock], [], [], left)[0]:
+                return
+            data, address = self._sock.recvfrom(_MOST_BYTES)
+            try:
+                fields = json.loads(data)
+                if fields.pop("run") != self._run:
+                    continue
+                beat = Beat(**fields)
+                peer = self.peers[beat.process]
+            except (ValueError, TypeError, LookupError, AttributeError):
+                continue  # not of this run
+            # It can be reached where its beats come from, whatever it said itself.
+            peer.addresses = [address[:2]]
+            peer.update(beat, time.monotonic())
