@@ -21,15 +21,15 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 
 from launch import job
-from vit_jax.errors import UserError
+from vit_jax.errors import NonFiniteLossError, PeerLost, Preempted, UserError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_LOST_PEER = 76  # what vit_jax.main exits with because another process is gone
+_LOST_PEER = PeerLost.exit_code
 _MEANINGS = {
     0: "done",
-    2: "bad input",
-    70: "the loss is not finite",
-    75: "stopped by a signal, and saved",
+    UserError.exit_code: "bad input",
+    NonFiniteLossError.exit_code: "the loss is not finite",
+    Preempted.exit_code: "stopped by a signal, and saved",
     _LOST_PEER: "another process was lost",
 }
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from launch import job
 from launch.accelerators import Slice
-from vit_jax.errors import NonFiniteLossError, Preempted, UserError
+from vit_jax.errors import NonFiniteLossError, PeerLost, Preempted, UserError
 
 Object = dict[str, Any]
 
@@ -29,7 +29,6 @@ CONTAINER = "vit-jax"
 REPLICATED_JOB = "slice"
 COORDINATOR_PORT = 8476
 _GPU_LABEL = "cloud.google.com/gke-accelerator"
-PEER_LOST = 76  # exit code of a process that misses another
 _FINAL = [UserError.exit_code, NonFiniteLossError.exit_code]
 
 
@@ -150,7 +149,7 @@ def gpu_job(
         "podFailurePolicy": {
             "rules": [
                 _on_exit_codes("FailJob", _FINAL),
-                _on_exit_codes("Ignore", [Preempted.exit_code, PEER_LOST]),
+                _on_exit_codes("Ignore", [Preempted.exit_code, PeerLost.exit_code]),
                 _on_disruption("Ignore"),
             ]
         }

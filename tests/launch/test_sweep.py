@@ -350,6 +350,7 @@ def true_sweep(workdir: Path, *argv: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_true_main(tmp_path: Path) -> None:
     """One trial: the fake leaves what the true one leaves."""
     argv = ("--grid=config.optim.learning_rate=3e-3", "--grid=config.seed=1")

@@ -158,7 +158,7 @@ def test_kept_slices_are_taken_again(cloud, capfd):
 
 
 def test_ctrl_c_saves_and_deletes(cloud):
-    cloud.will(step_seconds=0.3)
+    cloud.will(step_seconds=1.5)
     launcher = subprocess.Popen(
         [sys.executable, "-m", "launch.tpu", *arguments(cloud)],
         stdout=subprocess.PIPE,
