@@ -103,14 +103,10 @@ def verdict(
     if any(now - peer.heard > silent for peer in watched):
         # What cuts off one may cut off more: name those about to be missed as well.
         lost = [peer for peer in watched if now - peer.heard > 0.8 * silent]
-        verb = "has" if len(lost) == 1 else "have"
         names = " and ".join(f"{p.name} {after(p.beat.step)}" for p in lost)
-        hint = (
-            ""
-            if any(p.known for p in lost)
-            else (", from the start: does the network let UDP datagrams through?")
-        )
-        return f"{names} {verb} been silent for {silent:g} s{hint}"
+        hint = "; do UDP datagrams pass between the hosts?"
+        never = "" if any(peer.known for peer in lost) else hint
+        return f"no sign of life for {silent:g} s from {names}{never}"
     for peer in peers:
         if me.ticks > peer.beat.ticks and now - peer.moved > stalled:
             return (

@@ -1,0 +1,175 @@
+"""Several processes are one run: the same losses, one log, one end.
+
+Every process is the real command line; they meet on this machine, each with devices of
+its own, so that every collective crosses a process boundary.
+"""
+
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import cli
+
+STEPS = 24
+TIMEOUT = 6  # seconds; a busy machine may keep a process from its beats for some
+ARGS = (
+    f"--config={cli.EVERYTHING}",
+    f"--config.total_steps={STEPS}",
+    f"--config.peer_timeout={TIMEOUT}",
+    # Why: see OVERRIDES of test_mesh.py.
+    "--config.optim.learning_rate=1e-3",
+    "--config.optim.eps=1e-6",
+    "--config.model.width=64",
+    "--config.model.mlp_dim=128",
+)
+MIXED = (1, 2, 2)  # fsdp and tensor both cross the boundary of single-device processes
+
+
+def layout(mesh: tuple[int, int, int]) -> list[str]:
+    axes = zip(("data", "fsdp", "tensor"), mesh, strict=True)
+    return [f"--config.mesh.{axis}={size}" for axis, size in axes]
+
+
+def assert_same_curves(workdir: Path, expected: Path, rtol: float) -> None:
+    """Each step once, with the same losses and results; 0 is: the same bits."""
+    lines, whole = cli.metric_lines(workdir), cli.metric_lines(expected)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    if rtol == 0:
+        assert lines == whole
+        return
+    for line, other in zip(lines, whole, strict=True):
+        assert line.keys() == other.keys()
+        for name in line:
+            if name.endswith(("accuracy", "examples", "epoch", "seen")):
+                assert line[name] == other[name], (line["step"], name)
+        losses = [name for name in line if name.endswith("loss")]
+        np.testing.assert_allclose(
+            [line[n] for n in losses], [other[n] for n in losses], rtol=rtol
+        )
+
+
+@pytest.fixture(scope="module")
+def of_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process with four devices."""
+    workdir = tmp_path_factory.mktemp("one")
+    cli.run(*ARGS, *layout(MIXED), f"--workdir={workdir}", devices=4)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def of_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of four processes, without a loss."""
+    workdir = tmp_path_factory.mktemp("four")
+    outputs = cli.run_many(4, *ARGS, *layout(MIXED), f"--workdir={workdir}")
+    assert f"Finished at step {STEPS}" in outputs[0]
+    for output in outputs[1:]:  # the first alone tells
+        assert [s for s in output.splitlines() if "Gloo" not in s] == []
+    return workdir
+
+
+def test_four_processes_are_one_run(of_one: Path, of_four: Path) -> None:
+    assert_same_curves(of_four, of_one, rtol=1e-5)
+    names = {path.name for path in of_four.iterdir()} - {".lock"}
+    assert names == {
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "parameters.txt",
+        "tensorboard",
+    }
+    assert len(list((of_four / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "count, mesh",
+    [
+        (2, (4, 1, 1)),
+        pytest.param(2, (1, 4, 1), marks=pytest.mark.slow),
+        pytest.param(2, (1, 1, 4), marks=pytest.mark.slow),
+        pytest.param(2, (2, 1, 2), marks=pytest.mark.slow),
+        pytest.param(4, (4, 1, 1), marks=pytest.mark.slow),
+        pytest.param(4, (1, 4, 1), marks=pytest.mark.slow),
+        pytest.param(4, (1, 1, 4), marks=pytest.mark.slow),
+        pytest.param(4, (2, 1, 2), marks=pytest.mark.slow),
+    ],
+)
+def test_any_layout_is_the_same_run(
+    count: int, mesh: tuple[int, int, int], tmp_path: Path, of_one: Path
+) -> None:
+    """One process on one mesh is `of_one`; test_mesh.py compares meshes."""
+    cli.run_many(
+        count, *ARGS, *layout(mesh), f"--workdir={tmp_path}", devices=4 // count
+    )
+    assert_same_curves(tmp_path, of_one, rtol=1e-5)
+
+
+def interrupt(workdir: Path, victim: int, number: signal.Signals) -> list[str]:
+    """Runs four processes and signals one of them in mid-run; the others' outputs."""
+    processes = cli.start_many(4, *ARGS, *layout(MIXED), f"--workdir={workdir}")
+    path = workdir / "metrics.jsonl"
+    while not (path.exists() and len(path.read_text().splitlines()) >= 8):
+        assert all(p.poll() is None for p in processes), cli.ends(processes)
+        time.sleep(0.002)
+    processes[victim].send_signal(number)
+    began = time.monotonic()
+    others = [p for i, p in enumerate(processes) if i != victim]
+    codes, outputs = cli.ends(others)
+    assert time.monotonic() - began < TIMEOUT + 10
+    processes[victim].kill()  # one that was stopped would keep the workdir
+    code = processes[victim].wait()
+    if number == signal.SIGTERM:
+        assert [*codes, code] == [75] * 4, outputs
+        return outputs
+    assert codes == [76] * 3, outputs
+    for output in outputs:
+        assert "Traceback" not in output
+        assert f"process {victim} (" in output
+        assert "since step" in output
+    return outputs
+
+
+@pytest.mark.parametrize(
+    "victim, number",
+    [
+        (0, signal.SIGKILL),
+        (2, signal.SIGSTOP),
+        pytest.param(1, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(0, signal.SIGSTOP, marks=pytest.mark.slow),
+    ],
+)
+def test_a_lost_process_ends_the_others_and_the_run_goes_on(
+    victim: int, number: signal.Signals, tmp_path: Path, of_four: Path
+) -> None:
+    interrupt(tmp_path, victim, number)
+    cli.run_many(4, *ARGS, *layout(MIXED), f"--workdir={tmp_path}")
+    assert_same_curves(tmp_path, of_four, rtol=0)
+    cli.assert_same_bits(
+        cli.saved_arrays(tmp_path, STEPS), cli.saved_arrays(of_four, STEPS)
+    )
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        1,
+        pytest.param(2, marks=pytest.mark.slow),
+        pytest.param(4, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_one_saves_all_and_any_number_goes_on(
+    count: int, tmp_path: Path, of_four: Path
+) -> None:
+    outputs = interrupt(tmp_path, 1, signal.SIGTERM)
+    step = cli.saved_steps(tmp_path)[-1]
+    assert f"is saved at step {step}" in outputs[0]
+    assert cli.metric_lines(tmp_path)[-1]["step"] in (step, step - 1)
+    if count == 1:
+        cli.run(*ARGS, *layout(MIXED), f"--workdir={tmp_path}", devices=4)
+    else:
+        devices = 4 // count
+        args = (*ARGS, *layout(MIXED), f"--workdir={tmp_path}")
+        cli.run_many(count, *args, devices=devices)
+    assert_same_curves(tmp_path, of_four, rtol=0 if count == 4 else 1e-5)
