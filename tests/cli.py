@@ -101,15 +101,23 @@ def saved_steps(workdir: Path) -> list[int]:
 def saved_arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
     """All arrays of a checkpoint by path, read by Orbax without any of our code."""
     import jax
+    from etils import epath
 
     arrays: dict[str, np.ndarray] = {}
-    with ocp.StandardCheckpointer() as checkpointer:
-        for item in ("params", "ema_params", "rest"):
-            directory = workdir / "checkpoints" / str(step) / item
-            if directory.exists():
-                tree = checkpointer.restore(directory)
-                for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-                    arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
+    handler = ocp.PyTreeCheckpointHandler()
+    for item in ("params", "ema_params", "rest"):
+        directory = epath.Path(workdir / "checkpoints" / str(step) / item)
+        if not directory.exists():
+            continue
+        # As NumPy arrays: the devices that wrote it may not be here.
+        as_numpy = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+            handler.metadata(directory).tree,
+        )
+        restore = ocp.args.PyTreeRestore(restore_args=as_numpy)
+        tree = handler.restore(directory, args=restore)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
     return arrays
 
 
