@@ -129,11 +129,15 @@ class Program:
             std=std,
         )
 
-    def lower_train_step(self) -> jax.stages.Lowered:
-        """The training step as the compiler is given it."""
-        return steps.lower_train_step(
+    def trace_train_step(self) -> jax.stages.Traced:
+        """The training step as JAX sees it."""
+        return steps.trace_train_step(
             self.train_step, self.mesh, self.abstract_state, self.abstract_batch
         )
 
+    def lower_train_step(self) -> jax.stages.Lowered:
+        """The training step as the compiler is given it."""
+        return self.trace_train_step().lower()
+
     def compile_train_step(self) -> jax.stages.Compiled:
-        return steps.compile_train_step(self.lower_train_step())
+        return steps.compile_train_step(self.lower_train_step(), self.mesh)

@@ -1,6 +1,6 @@
 """The training step and the evaluation step: pure functions of (state, batch).
 
-`lower_train_step` is the only `jax.jit` of the training step.
+`trace_train_step` is the only `jax.jit` of the training step.
 
 Axes: `b` batch, `h` height, `w` width, `c` channels, `k` classes.
 """
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from vit_jax import sharding
+from vit_jax import compiler, sharding
 from vit_jax.mixing import mixup as mix
 from vit_jax.state import Params, TrainState, shardings_of
 
@@ -81,8 +81,9 @@ def make_train_step(
             logits = apply(
                 {"params": params}, part["image"], train=True, rngs={"dropout": key}
             )
-            losses = jnp.where(part["mask"], loss(logits, part["targets"]), 0.0)
-            return jnp.sum(losses) / jnp.maximum(examples, 1)  # of the whole batch
+            with jax.named_scope("loss"):
+                losses = jnp.where(part["mask"], loss(logits, part["targets"]), 0.0)
+                return jnp.sum(losses) / jnp.maximum(examples, 1)  # of the whole batch
 
         whole = {"image": images, "targets": targets, "mask": mask}
         value, grads = accumulate(
@@ -92,9 +93,11 @@ def make_train_step(
             dropout_key,
             steps=accumulation_steps,
         )
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        update_norm = optax.tree.norm(updates)
+        # The names of the scopes are what a profile and `vit_jax.plan` group by.
+        with jax.named_scope("optimizer"):
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            update_norm = optax.tree.norm(updates)
         new_state = TrainState(
             step=state.step + 1,
             params=params,
@@ -197,10 +200,12 @@ def hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.take_along_axis(labels, best[:, None], axis=-1)[:, 0] > 0.5
 
 
-def lower_train_step(
+def trace_train_step(
     train_step: TrainStep, mesh: Mesh, state: TrainState, batch: AbstractBatch
-) -> jax.stages.Lowered:
-    """The step as the compiler is given it; the state is donated.
+) -> jax.stages.Traced:
+    """The step as JAX sees it; `lower()` is what the compiler is given.
+
+    The state is donated.
 
     Args:
       train_step: from `make_train_step`.
@@ -213,12 +218,21 @@ def lower_train_step(
         out_shardings=(shardings_of(state), sharding.replicated(mesh)),
         donate_argnums=0,
     )
-    return jitted.lower(state, batch)
+    return jitted.trace(state, batch)
 
 
-def compile_train_step(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compiles the step ahead of time."""
-    return lowered.compile()
+def compile_train_step(
+    lowered: jax.stages.Lowered, mesh: Mesh, more: Mapping[str, Any] | None = None
+) -> jax.stages.Compiled:
+    """Compiles the step ahead of time.
+
+    Args:
+      lowered: the step.
+      mesh: that it was lowered for; its devices decide on the compiler's options.
+      more: options besides these, which must not change the program.
+    """
+    options = compiler.options(mesh.devices.flat[0]) | dict(more or {})
+    return lowered.compile(compiler_options=options)
 
 
 def compile_eval_step(
