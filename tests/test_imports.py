@@ -20,6 +20,7 @@ LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {
         "cluster",
+        "compiler",
         "heartbeats",
         "host_memory",
         "jsonlines",
@@ -38,8 +39,8 @@ LAYERS: tuple[set[str], ...] = (
     {"checkpoints", "data", "metrics", "state", "steps", "workdirs"},
     {"evaluators", "observer", "program"},
     {"run"},
-    {"config", "train"},
-    {"main"},
+    {"config", "planning", "train"},
+    {"main", "plan"},
     {"__init__"},
 )
 LAYER_OF = {name: i for i, layer in enumerate(LAYERS) for name in layer}

@@ -1,4 +1,4 @@
-"""What the compiler of a platform has to be told; training and planning say the same."""
+"""What the compiler of a platform has to be told, in training and in planning."""
 
 from typing import Any
 

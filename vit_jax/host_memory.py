@@ -7,7 +7,6 @@ every page again: a third of the processor time of a small ViT's step went there
 
 import ctypes
 import importlib.metadata
-import importlib.util
 import sys
 
 import jax
@@ -39,5 +38,15 @@ def cpu_alone() -> bool:
     """Whether JAX will run on the CPU; told without starting a backend."""
     if platforms := jax.config.values["jax_platforms"]:
         return platforms.split(",")[0] == "cpu"
-    plugins = importlib.metadata.entry_points(group="jax_plugins")
-    return not plugins and importlib.util.find_spec("libtpu") is None
+    # Importing jax has named the platform where there is a TPU: libtpu alone, which
+    # planning needs, says nothing.
+    return not importlib.metadata.entry_points(group="jax_plugins")
+
+
+def leave_libtpu_alone() -> None:
+    """Keeps JAX from loading libtpu where it is installed for planning alone.
+
+    It would find no TPU and complain. Call it before JAX's devices are touched.
+    """
+    if cpu_alone():
+        jax.config.update("jax_platforms", "cpu")

@@ -80,6 +80,7 @@ class Run:
         )
         use_compilation_cache(compilation_cache)
         host_memory.keep_freed_memory()
+        host_memory.leave_libtpu_alone()
         jax.devices()  # all processes meet here: before bad input can end one of them
         self.seed, self.batch_size, self.log_every = seed, batch_size, log_every
         self.profile, self.resume, self.init_from = profile, resume, init_from

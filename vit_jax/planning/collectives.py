@@ -185,7 +185,9 @@ def link_seconds(
     # Devices of one chip in groups of their own share its links.
     shared = chip.devices * len(chips) / len(group)
     if kind == "collective-permute":
-        return size * shared / (chip.dcn_bandwidth if slices > 1 else chip.link_bandwidth)
+        return (
+            size * shared / (chip.dcn_bandwidth if slices > 1 else chip.link_bandwidth)
+        )
     passes = 2 if kind == "all-reduce" else 1
     seconds = 0.0
     if per_slice > 1:

@@ -135,9 +135,7 @@ def compile_in_child(directory: Path, *, fast: bool) -> None:
         raise RuntimeError(f"the compiler's process failed:\n{log.read_text()[-4000:]}")
 
 
-def read(
-    directory: Path, request: Request, places: list[list[int]]
-) -> dict[str, Any]:
+def read(directory: Path, request: Request, places: list[list[int]]) -> dict[str, Any]:
     """What the dumps of a compilation say."""
     module = Module(dump(directory, "after_optimizations.txt"))
     buffers = memory.read(

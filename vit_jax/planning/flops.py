@@ -6,8 +6,7 @@ A multiply-add counts as two; elementwise work is left out, as everywhere in the
 import math
 from typing import Any
 
-import jax
-import jax.extend
+from jax.extend import core
 
 
 def forward_macs(model: Any, image_shape: tuple[int, int, int]) -> int:
@@ -92,5 +91,5 @@ def _bodies(params: dict[str, Any]) -> list[Any]:
         for value in params.values()
         for item in (value if isinstance(value, tuple | list) else (value,))
     ]
-    closed = [v.jaxpr if isinstance(v, jax.extend.core.ClosedJaxpr) else v for v in values]
-    return [v for v in closed if isinstance(v, jax.extend.core.Jaxpr)]
+    closed = [v.jaxpr for v in values if isinstance(v, core.ClosedJaxpr)]
+    return closed + [v for v in values if isinstance(v, core.Jaxpr)]

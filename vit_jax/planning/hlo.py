@@ -129,7 +129,9 @@ class Module:
             for instruction in self.computations[computation].values():
                 match instruction.opcode:
                     case "while":
-                        visit(instruction.called["body"], times * self.trips(instruction))
+                        visit(
+                            instruction.called["body"], times * self.trips(instruction)
+                        )
                     case "call" | "conditional":  # of a conditional the sum: too much
                         for name in instruction.called.values():
                             visit(name, times)

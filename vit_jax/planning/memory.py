@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping
 
 from vit_jax.planning.hlo import Instruction, Module, arrays
 
-_ALLOCATION = re.compile(r"allocation \d+: size (\d+),(?: color (\d+),)? page \d+, (.*):")
+_ALLOCATION = re.compile(
+    r"allocation \d+: size (\d+),(?: color (\d+),)? page \d+, (.*):"
+)
 _VALUE = re.compile(
     r" value: <\d+ ([^ {>]+)(\{[\d,]*\})?[^>]*@(\d+)> \(size=(\d+),offset=(\d+)\): (.*)"
 )

@@ -124,7 +124,11 @@ class Cycles:
 
         def times(loop: Loop) -> int:
             return max(
-                (self._times[self._home[n]] for n in loop.all_calls() if n in self._home),
+                (
+                    self._times[self._home[n]]
+                    for n in loop.all_calls()
+                    if n in self._home
+                ),
                 default=1,
             )
 

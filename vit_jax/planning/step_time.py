@@ -94,7 +94,7 @@ def is_work(instruction: Instruction) -> bool:
 
 
 def transferred(instruction: Instruction) -> int:
-    """Bytes of a transfer beside other work: (source, target, context) is its result."""
+    """Bytes of a transfer that runs beside other work."""
     arrays = [array for array in instruction.arrays if array.dims or array.space == 0]
     return min(array.padded_bytes for array in arrays[:2]) if arrays else 0
 

@@ -222,7 +222,7 @@ def parse(name: str, slices: int = 1) -> Topology:
         near = difflib.get_close_matches(version, CHIPS, n=2) or CHIPS
         examples = ", ".join(f"{v}:{shapes(v)[2]}" for v in near)
         raise UserError(
-            f'--topology={name}: it should be VERSION:SHAPE, such as {examples}, or '
+            f"--topology={name}: it should be VERSION:SHAPE, such as {examples}, or "
             f'"local" for this machine; versions: {", ".join(CHIPS)}'
         )
     valid = shapes(version)
@@ -275,7 +275,7 @@ def devices(topology: Topology) -> list[Any]:
     """
     from jax.experimental import topologies
 
-    options = dict(topology.chip.options)
+    options: dict[str, Any] = dict(topology.chip.options)
     if topology.slices > 1:
         options["num_slices"] = topology.slices
     shape = "x".join(map(str, topology.shape))

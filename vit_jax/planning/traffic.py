@@ -42,8 +42,8 @@ def hbm_bytes(module: Module, computation: str, instruction: Instruction) -> int
         return reads + written_bytes(module, inner, instruction)
     if instruction.opcode == "dynamic-update-slice":
         target, update = (names[name] for name in instruction.operands[:2])
-        read = update.hbm_bytes
-        return read + (sum(a.padded_bytes for a in update.arrays) if _in_hbm(target) else 0)
+        written = sum(array.padded_bytes for array in update.arrays)
+        return update.hbm_bytes + (written if _in_hbm(target) else 0)
     if instruction.opcode in _SLICES:
         source = names[instruction.operands[0]]
         read = sum(a.padded_bytes for a in instruction.arrays) if _in_hbm(source) else 0

@@ -46,7 +46,8 @@ def main(directory: Path) -> None:
             "hardware_flops": flops.traced_flops(traced.jaxpr.jaxpr),
         },
     )
-    if any((Path(request["cache"]) / f"{key}{end}").exists() for end in request["ends"]):
+    kept = [Path(request["cache"]) / f"{key}{end}" for end in request["ends"]]
+    if any(path.exists() for path in kept):
         return
     dumps = {
         "xla_dump_to": str(directory / "hlo"),
@@ -61,6 +62,7 @@ def main(directory: Path) -> None:
         write(directory / "done.json", {"refused": str(error)})
         return
     analysis = compiled.memory_analysis()
+    assert analysis is not None
     write(
         directory / "done.json",
         {
@@ -68,7 +70,6 @@ def main(directory: Path) -> None:
             "temporaries": analysis.temp_size_in_bytes,
             "outputs": analysis.output_size_in_bytes,
             "aliased": analysis.alias_size_in_bytes,
-            "code": analysis.generated_code_size_in_bytes,
         },
     )
 
@@ -80,7 +81,7 @@ def cache_key(
     flags: list[str],
 ) -> str:
     """A digest of all that the compiler's output depends on."""
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu")]
+    versions = [importlib.metadata.version(name) for name in ("jax", "libtpu")]
     options = sorted(compiler.options(device).items())
     text = [lowered.as_text(), str(topology), *versions, str(options), *flags]
     return hashlib.sha256("\n".join(text).encode()).hexdigest()[:24]
@@ -107,7 +108,9 @@ def describe(program: Program, image_shape: tuple[int, int, int]) -> dict[str, A
             (getattr(device, "slice_index", 0), *device.coords)
             for device in program.mesh.devices.flat
         ],
-        "model_flops": flops.model_flops(program.model, image_shape, program.batch_size),
+        "model_flops": flops.model_flops(
+            program.model, image_shape, program.batch_size
+        ),
     }
 
 
