@@ -20,12 +20,16 @@ EVERYTHING = "tests/recipes/everything.py"
 
 
 def start(
-    *args: str, root: Path = ROOT, devices: int = 1, group: bool = False
+    *args: str,
+    root: Path = ROOT,
+    devices: int = 1,
+    group: bool = False,
+    module: str = "vit_jax.main",
 ) -> subprocess.Popen[str]:
     """Starts `python -m vit_jax.main`; with `group`, in a process group of its own."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
-        [sys.executable, "-m", "vit_jax.main", *args],
+        [sys.executable, "-m", module, *args],
         cwd=root,
         env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(root)},
         stdout=subprocess.PIPE,
@@ -35,9 +39,15 @@ def start(
     )
 
 
-def run(*args: str, expect: int | None = 0, root: Path = ROOT, devices: int = 1) -> str:
+def run(
+    *args: str,
+    expect: int | None = 0,
+    root: Path = ROOT,
+    devices: int = 1,
+    module: str = "vit_jax.main",
+) -> str:
     """Runs to the end; returns stdout and stderr. Fails on another exit code."""
-    process = start(*args, root=root, devices=devices)
+    process = start(*args, root=root, devices=devices, module=module)
     output, _ = process.communicate(timeout=1150)
     if expect is not None:
         assert process.returncode == expect, output

@@ -35,7 +35,7 @@ PROGRAM_KEYS = (
     "mesh",
 )
 # Raised when what is read from a compilation changes its meaning.
-_FORMAT = "1"
+_FORMAT = "2"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,9 @@ def run(request: Request, cache: Path) -> dict[str, Any]:
 
     Returns:
       "program": what `worker.describe` says; "memory", "collectives" and "time" (None
-      if fast): what `memory`, `collectives` and `step_time` read; "refused": what the
-      compiler says when the step does not fit, else None; "seconds": it took.
+      if fast): what `memory`, `collectives` and `step_time` read; "uncounted_loops";
+      "refused": what the compiler says when the step does not fit, else None;
+      "seconds": it took.
 
     Raises:
       UserError: if the config cannot work on this topology.
@@ -165,6 +166,7 @@ def read(directory: Path, request: Request, places: list[list[int]]) -> dict[str
         },
         "collectives": [dataclasses.asdict(collective) for collective in sent],
         "time": dataclasses.asdict(times) if times else None,
+        "uncounted_loops": module.uncounted_loops(),
         "refused": said["refused"] if "refused" in said else None,
     }
 

@@ -75,8 +75,16 @@ def assemble(
         "collectives": compiled["collectives"],
         "time": compiled["time"],
         "estimate": estimate(topology, run, compiled),
-        "not_modelled": list(NOT_MODELLED),
+        "not_modelled": [*NOT_MODELLED, *uncounted(compiled["uncounted_loops"])],
     }
+
+
+def uncounted(loops: list[str]) -> list[str]:
+    """A line on loops that count as one iteration, if there are any."""
+    if not loops:
+        return []
+    places = ", ".join(sorted(set(loops)))
+    return [f"Loops that end by what they compute count as one iteration: {places}"]
 
 
 def estimate(

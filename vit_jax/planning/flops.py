@@ -49,9 +49,10 @@ def traced_flops(jaxpr: Any) -> int:
 
     What a remat policy computes twice counts twice. Of a branch the dearest counts.
 
+    >>> import jax, numpy as np
     >>> def twice(x):
     ...     return jax.lax.scan(lambda y, _: (y @ y, None), x, length=2)[0]
-    >>> traced_flops(jax.make_jaxpr(twice)(jax.numpy.ones((4, 4))).jaxpr)
+    >>> traced_flops(jax.make_jaxpr(twice)(np.ones((4, 4))).jaxpr)
     256
     """
     return sum(_equation_flops(equation) for equation in jaxpr.eqns)

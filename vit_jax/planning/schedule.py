@@ -58,7 +58,7 @@ def parse(lines: Iterable[str]) -> Loop:
             continue
         depth = match[2].count(">")
         del stack[depth + 1 :]
-        if match[1] == "LB":
+        if match[1] == "LB" and depth:
             del stack[depth:]  # a loop beside the one before
         while len(stack) <= depth:
             stack[-1].inner.append(Loop())

@@ -7,6 +7,7 @@ and in the number of micro-batches.
 
 import copy
 import dataclasses
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ _NAMES = "save_only_these_names"
 _WITHOUT_UP = ("q", "k", "v", "attn_o", "mid")
 # What a layer keeps, from most to least memory.
 ARRANGEMENTS: tuple[Changes, ...] = (
-    {"model.scan": False, "model.remat_policy": "none", "model.remat_names": None},
+    {"model.scan": False, "model.remat_policy": None, "model.remat_names": None},
     {"model.scan": False, "model.remat_policy": _NAMES, "model.remat_names": None},
     {"model.scan": True, "model.remat_policy": _NAMES, "model.remat_names": None},
     {
@@ -179,15 +180,17 @@ def remedies(
 
 
 def describe(changes: Changes) -> str:
-    """Changes as flags.
+    """Changes as flags, quoted for a shell.
 
-    >>> describe({"mesh.fsdp": 4, "model.remat_names": ("q", "k")})
-    '--config.mesh.fsdp=4 --config.model.remat_names=q,k'
+    >>> print(describe({"mesh.fsdp": 4, "model.remat_names": ("q", "k")}))
+    --config.mesh.fsdp=4 '--config.model.remat_names=("q","k")'
     """
 
     def shown(value: Any) -> str:
         if isinstance(value, tuple):
-            return ",".join(value)
+            return "(" + ",".join(f'"{x}"' for x in value) + ")"
         return str(value).lower() if isinstance(value, bool | None) else str(value)
 
-    return " ".join(f"--config.{key}={shown(value)}" for key, value in changes.items())
+    return shlex.join(
+        f"--config.{key}={shown(value)}" for key, value in changes.items()
+    )

@@ -63,7 +63,7 @@ def estimate(module: Module, dump: Path, chip: Chip, most: int = 12) -> StepTime
     for computation, instruction, times in module.executed():
         if instruction.opcode in ("copy-start", "slice-start"):
             prefetch += times * transferred(instruction)
-        if not is_work(instruction):
+        if not is_work(module, instruction):
             continue
         count = cycles.of(instruction.name) or 0  # 0: within the program's own code
         size = traffic.hbm_bytes(module, computation, instruction)
@@ -83,13 +83,20 @@ def estimate(module: Module, dump: Path, chip: Chip, most: int = 12) -> StepTime
     )
 
 
-def is_work(instruction: Instruction) -> bool:
-    """Whether an instruction computes or copies, and is no part of a collective."""
+def is_work(module: Module, instruction: Instruction) -> bool:
+    """Whether an instruction computes or copies, and is not just a collective."""
     opcode = instruction.opcode
     if opcode in traffic.FREE or opcode.removesuffix("-start") in KINDS:
         return False
-    if "all-reduce-scatter" in instruction.called.get("calls", ""):
-        return False
+    if "calls" in instruction.called:
+        inner = instruction.called["calls"]
+        opcodes = {x.opcode for x in module.computations[inner].values()}
+        # Such as the start of an asynchronous one. What cuts an all-reduce to a
+        # reduce-scatter is in a computation of this name.
+        if opcodes & set(KINDS) and (
+            "all-reduce-scatter" in inner or opcodes <= {*KINDS, *traffic.FREE}
+        ):
+            return False
     return not opcode.endswith(("-start", "-done", "-update"))
 
 

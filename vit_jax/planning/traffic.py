@@ -113,6 +113,8 @@ def written_bytes(module: Module, fusion: str, instruction: Instruction) -> int:
     results = (
         [names[name] for name in root.operands] if root.opcode == "tuple" else [root]
     )
+    if len(results) != len(instruction.arrays):  # tuples within tuples
+        return instruction.hbm_bytes
     total = 0
     for array, result in zip(instruction.arrays, results, strict=True):
         if array.space == 0 and result.opcode not in (*KINDS, "parameter"):
