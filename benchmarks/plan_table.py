@@ -38,7 +38,7 @@ ARRANGEMENTS = (
 HEAD = """# Fast plans of ImageNet-21k pre-training
 
 Written by `python benchmarks/plan_table.py`; [planning.md](planning.md) says what the
-figures are. The recipe is `configs/imagenet21k.py` with a global batch of 4,096, scanned
+figures are. The recipe is `configs/imagenet21k.py`, a global batch of 4,096, scanned
 layers and the first moment in bfloat16. HBM is per device, links are milliseconds of
 the links in a step.
 
