@@ -59,7 +59,8 @@ def hosts() -> Iterator[None]:
 
 
 def start(workdir: Path) -> list[subprocess.Popen[str]]:
-    flags = [
+    command = [
+        sys.executable,
         "-m",
         "vit_jax.main",
         *ARGS,
@@ -67,16 +68,17 @@ def start(workdir: Path) -> list[subprocess.Popen[str]]:
         f"--workdir={workdir}",
         f"--coordinator_address={FIRST}:8476",
         "--num_processes=2",
+        "--process_id",  # the number follows
     ]
     env = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "PYTHONPATH": str(cli.ROOT),
     }
     inside = 'hostname "$0"; exec "$@"'
+    unshared = ["unshare", "-u", "sh", "-c", inside]
     return [
         subprocess.Popen(
-            ["ip", "netns", "exec", name, "unshare", "-u", "sh", "-c", inside, name]
-            + [sys.executable, *flags, f"--process_id={i}"],
+            ["ip", "netns", "exec", name, *unshared, name, *command, str(i)],
             cwd=cli.ROOT,
             env=env,
             stdout=subprocess.PIPE,

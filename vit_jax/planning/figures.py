@@ -9,8 +9,8 @@ from vit_jax.planning.topologies import Topology
 NOT_MODELLED = (
     "Times are from the compiler's schedule, not from a clock: bundles at the clock "
     "rate or HBM bytes at the peak bandwidth, whichever is longer, for each operation. "
-    "Prefetches count as hidden, branches as taken, and no bundle waits: a large matrix "
-    "product, which keeps the matrix units busy, takes some 20% more.",
+    "Prefetches count as hidden, branches as taken, and no bundle waits: a large "
+    "matrix product, which keeps the matrix units busy, takes some 20% more.",
     "Collectives: bytes over the links that their groups span, without latency or "
     "contention; whether other work hides them is not known, so both ends are given.",
     "Reading data, evaluations, checkpoints, waiting for the slowest host, restarts.",
