@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,25 @@ def run(
     return output
 
 
-def start_many(count: int, *args: str, devices: int = 1) -> list[subprocess.Popen[str]]:
-    """Starts `count` processes of one run, which meet on this machine."""
+def start_many(
+    count: int,
+    *args: str,
+    devices: int = 1,
+    own: Callable[[int], Sequence[str]] = lambda number: (),
+) -> list[subprocess.Popen[str]]:
+    """Starts `count` processes of one run, which meet on this machine.
+
+    Args:
+      count: of processes.
+      *args: for all of them.
+      devices: of each.
+      own: arguments that only the process with this number is given.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     together = f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={count}"
     return [
-        start(*args, *together, f"--process_id={i}", devices=devices)
+        start(*args, *together, f"--process_id={i}", *own(i), devices=devices)
         for i in range(count)
     ]
 

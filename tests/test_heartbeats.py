@@ -112,3 +112,8 @@ def test_over_datagrams(sockets: list[socket.socket]) -> None:
     assert not beats.said(lambda beat: beat.signalled)
     assert done.wait(10)
     assert lost == ["no sign of life for 1 s from process 1 (there) since step 2"]
+
+
+def test_the_first_to_know_is_believed() -> None:
+    gone = peer(1, ticks=5, left=76, reason="no sign of life from process 2")
+    assert judge(gone, now=1) == "no sign of life from process 2"

@@ -4,7 +4,12 @@ Every process is the real command line; they meet on this machine, each with dev
 its own, so that every collective crosses a process boundary.
 """
 
+import os
+import shutil
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -173,3 +178,65 @@ def test_a_signal_to_one_saves_all_and_any_number_goes_on(
         args = (*ARGS, *layout(MIXED), f"--workdir={tmp_path}")
         cli.run_many(count, *args, devices=devices)
     assert_same_curves(tmp_path, of_four, rtol=0 if count == 4 else 1e-5)
+
+
+def test_bad_input_of_one_process_ends_all_with_one_message(tmp_path: Path) -> None:
+    processes = cli.start_many(
+        2,
+        *ARGS,
+        f"--workdir={tmp_path}",
+        own=lambda i: ["--config.data.split=trian"] if i == 1 else [],
+    )
+    codes, outputs = cli.ends(processes)
+    assert codes == [2, 2], outputs
+    assert 'error: process 1: fashion_mnist_mini has no split "trian"' in outputs[0]
+    assert "error" not in outputs[1]
+    assert not any("Traceback" in output for output in outputs)
+
+
+def test_a_signal_before_the_first_step_ends_all_at_once(tmp_path: Path) -> None:
+    none = "--config.compilation_cache=none"
+    processes = cli.start_many(2, *ARGS, f"--workdir={tmp_path}", none)
+    while not (tmp_path / "parameters.txt").exists():
+        assert all(p.poll() is None for p in processes), cli.ends(processes)
+        time.sleep(0.002)
+    processes[1].send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    codes, outputs = cli.ends(processes)
+    assert codes == [75, 75], outputs
+    assert time.monotonic() - began < 10
+    assert "nothing was saved yet" in outputs[0]
+
+
+def test_a_broken_checkpoint_and_an_evaluation(tmp_path: Path, of_four: Path) -> None:
+    """All of two processes take the one before; both have the results of the four."""
+    workdir = tmp_path / "copy"
+    shutil.copytree(of_four, workdir)
+    newest, before = cli.saved_steps(workdir)[::-1][:2]
+    for path in sorted((workdir / "checkpoints" / str(newest)).rglob("*")):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    args = (*ARGS, *layout(MIXED), f"--workdir={workdir}")
+    outputs = cli.run_many(2, *args, devices=2)
+    assert f"cannot be read (step {newest}: " in outputs[0]
+    assert f"Goes on from step {before}" in outputs[0]
+    assert (workdir / "broken_checkpoints" / f"{newest}.0").is_dir()
+    assert_same_curves(workdir, of_four, rtol=1e-5)
+    outputs = cli.run_many(2, *args, "--evaluate_only", devices=2)
+    best = max(line.get("test/accuracy", 0) for line in cli.metric_lines(of_four))
+    assert f"test/accuracy: {best}" in outputs[0]
+    assert "test/accuracy" not in outputs[1]
+
+
+def test_rows_that_are_not_contiguous() -> None:
+    """As on a pod: each process holds every second part of the global batch."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    script = str(cli.ROOT / "tests" / "scattered_rows.py")
+    flags = "--xla_force_host_platform_device_count=2"
+    env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(cli.ROOT)}
+    processes = [
+        subprocess.Popen([sys.executable, script, address, str(i)], env=env)
+        for i in range(2)
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]

@@ -16,10 +16,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from vit_jax.errors import NonFiniteLossError, PeerLost, Preempted
+
 Address = tuple[str, int]
 
-# Exit codes with which all processes end alike, by agreement; see `vit_jax.errors`.
-ORDERLY = (0, 70, 75)
+# Exit codes with which all processes end alike, by agreement.
+ORDERLY = (0, NonFiniteLossError.exit_code, Preempted.exit_code)
 
 _LAST_BEATS, _LAST_BEATS_APART = 3, 0.02  # datagrams may be lost
 _MOST_BYTES = 4096
@@ -95,6 +97,8 @@ def verdict(
     peers = list(peers)
     watched = [peer for peer in peers if peer.beat.left is None]
     for peer in peers:
+        if peer.beat.left == PeerLost.exit_code:
+            return peer.beat.reason  # it was the first to know
         if peer.beat.left is not None and peer.beat.left not in ORDERLY:
             return (
                 f"{peer.name} left with exit code {peer.beat.left} "
