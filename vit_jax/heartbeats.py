@@ -24,7 +24,7 @@ Address = tuple[str, int]
 ORDERLY = (0, NonFiniteLossError.exit_code, Preempted.exit_code)
 
 _LAST_BEATS, _LAST_BEATS_APART = 3, 0.02  # datagrams may be lost
-_MOST_BYTES = 4096
+_MOST_BYTES = 1 << 16
 _MOST_REASON = 2000
 
 
