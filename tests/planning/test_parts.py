@@ -239,10 +239,11 @@ allocation 0: size 1000, page 0, parameter 0, shape |f32[250]|, maybe-live-out:
 allocation 1: size 64, page 0, thread-local:
 allocation 2: size 8, page 0, constant:
 allocation 3: size 24, page 0, output shape is |f32[6]|, maybe-live-out:
-allocation 4: size 300, page 0, preallocated-temp:
+allocation 4: size 400, page 0, preallocated-temp:
  value: <1 x @0> (size=100,offset=0): f32[25]{0}
  value: <2 y{} @0> (size=100,offset=100): f32[25]{0}
  value: <3 z @0> (size=200,offset=100): f32[50]{0}
+ value: <6 u @0> (size=100,offset=300): f32[25]{0}
  value: <4 w{1} (phi) @0> (size=100,offset=0): f32[25]{0}
 allocation 5: size 777, color 1, page 0, preallocated-temp:
  value: <5 v @1> (size=777,offset=0): f32[25]{0}
@@ -255,17 +256,18 @@ LIVE = """\
     w{1}:3-9
     y{}:1-2
     z{}:6-8
+    u{}:6-7
     v{}:0-9
 """
 
 
 def test_peak_of_temporaries() -> None:
-    """x and w lie in one place and are one; with z they are most, from 6 on."""
+    """x and w lie in one place and are one; with z and u they are most, from 6 on."""
     read = memory.read(ASSIGNMENT, LIVE, hlo.Module(LOOP))
-    assert (read.arguments, read.temporaries, read.outputs) == (1000, 300, 24)
-    assert [buffer.size for buffer in read.peak] == [200, 100]
+    assert (read.arguments, read.temporaries, read.outputs) == (1000, 400, 24)
+    assert [buffer.size for buffer in read.peak] == [200, 100, 100]
     assert read.free_at_peak == 0
-    assert read.total == 1000 + 300 + 24 + 8
+    assert read.total == 1000 + 400 + 24 + 8
 
 
 # --- plans
