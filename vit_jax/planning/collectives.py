@@ -27,6 +27,8 @@ KINDS = (
 )
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+# Between slices a collective is a transfer to the host, which talks to other hosts.
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _LISTS = re.compile(r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)*)\}")
 
 
@@ -69,13 +71,17 @@ def read(
             array
             for name in instruction.operands
             for array in module.computations[computation][name].arrays
-            if array.size
+            if array.dtype != "token"
         ]
         kind = instruction.opcode.removesuffix("-start")
         if "all-reduce-scatter" in computation:  # a reduce-scatter is written thus
             kind = "reduce-scatter"
-        members = groups(instruction.attributes, len(places))
-        group = [places[i] for i in members[0]]
+        if between := _BETWEEN_SLICES.search(instruction.attributes):
+            kind = between[1].lower().replace("_", "-")
+            group = [(number, 0, 0, 0) for number in range(topology.slices)]
+        else:
+            members = groups(instruction.attributes, len(places))
+            group = [places[i] for i in members[0]]
         factor = len(group) if kind == "all-gather" else 1
         size = factor * sum(array.bytes for array in arrays)
         seconds = link_seconds(kind, size, group, topology)
@@ -117,7 +123,10 @@ def _within(
     module: Module, computation: str, instruction: Instruction
 ) -> Iterator[tuple[str, Instruction]]:
     """The collective that an instruction is, or those that it wraps."""
-    if instruction.opcode.removesuffix("-start") in KINDS:
+    sends = instruction.opcode == "send"
+    if (
+        sends and _BETWEEN_SLICES.search(instruction.attributes)
+    ) or instruction.opcode.removesuffix("-start") in KINDS:
         yield computation, instruction
     elif instruction.opcode in ("fusion", "async-start"):
         inner = instruction.called["calls"]

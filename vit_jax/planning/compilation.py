@@ -35,7 +35,7 @@ PROGRAM_KEYS = (
     "mesh",
 )
 # Raised when what is read from a compilation changes its meaning.
-_FORMAT = "2"
+_FORMAT = "3"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -97,6 +97,8 @@ def is_work(module: Module, instruction: Instruction) -> bool:
             "all-reduce-scatter" in inner or opcodes <= {*KINDS, *traffic.FREE}
         ):
             return False
+    if opcode in ("send", "recv"):
+        return False
     return not opcode.endswith(("-start", "-done", "-update"))
 
 
