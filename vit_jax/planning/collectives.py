@@ -123,12 +123,11 @@ def _within(
     module: Module, computation: str, instruction: Instruction
 ) -> Iterator[tuple[str, Instruction]]:
     """The collective that an instruction is, or those that it wraps."""
-    sends = instruction.opcode == "send"
-    if (
-        sends and _BETWEEN_SLICES.search(instruction.attributes)
-    ) or instruction.opcode.removesuffix("-start") in KINDS:
+    opcode, attributes = instruction.opcode, instruction.attributes
+    between_slices = opcode == "send" and _BETWEEN_SLICES.search(attributes)
+    if between_slices or opcode.removesuffix("-start") in KINDS:
         yield computation, instruction
-    elif instruction.opcode in ("fusion", "async-start"):
+    elif opcode in ("fusion", "async-start"):
         inner = instruction.called["calls"]
         for part in module.computations[inner].values():
             yield from _within(module, inner, part)

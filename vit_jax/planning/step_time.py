@@ -104,8 +104,7 @@ def is_work(module: Module, instruction: Instruction) -> bool:
 
 def transferred(instruction: Instruction) -> int:
     """Bytes of a transfer that runs beside other work."""
-    arrays = [array for array in instruction.arrays if array.dims or array.space == 0]
-    return min(array.padded_bytes for array in arrays[:2]) if arrays else 0
+    return min(array.padded_bytes for array in instruction.arrays[:2])
 
 
 def part_of(op_name: str) -> str:
