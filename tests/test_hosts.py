@@ -124,7 +124,8 @@ def interrupt(workdir: Path, victim: int, number: signal.Signals) -> list[str]:
     codes, outputs = cli.ends(others)
     assert time.monotonic() - began < TIMEOUT + 10
     processes[victim].kill()  # one that was stopped would keep the workdir
-    code = processes[victim].wait()
+    processes[victim].communicate()
+    code = processes[victim].returncode
     if number == signal.SIGTERM:
         assert [*codes, code] == [75] * 4, outputs
         return outputs
