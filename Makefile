@@ -21,7 +21,8 @@ FIND_PYTHON := sh requirements/find-python.sh
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-slow slurm-test check lint type format errors bench \
+.PHONY: help quickstart test test-slow test-campaign slurm-test check lint type \
+        format errors bench \
         test-latest test-lowest refresh-latest lock clean
 
 help:  ## this list
@@ -41,6 +42,9 @@ check: lint type test  ## lint, types and the default tests: run it before a com
 
 test-slow: .venv/.dev  ## the tests marked slow: kill campaigns, accuracy
 	$(BIN)/python $(PYTEST) -m "slow and not crosscheck" $(PYTEST_ARGS)
+
+test-campaign: .venv/.dev  ## every layout and loss of runs of several processes
+	$(BIN)/python $(PYTEST) -m campaign $(PYTEST_ARGS)
 
 slurm-test: .venv/.dev  ## launch.slurm on a real Slurm of one node; as root, on Debian
 	(command -v slurmctld && command -v munged) >/dev/null || \

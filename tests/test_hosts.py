@@ -92,13 +92,13 @@ def test_four_processes_are_one_run(of_one: Path, of_four: Path) -> None:
     "count, mesh",
     [
         (2, (4, 1, 1)),
-        pytest.param(2, (1, 4, 1), marks=pytest.mark.slow),
-        pytest.param(2, (1, 1, 4), marks=pytest.mark.slow),
-        pytest.param(2, (2, 1, 2), marks=pytest.mark.slow),
-        pytest.param(4, (4, 1, 1), marks=pytest.mark.slow),
-        pytest.param(4, (1, 4, 1), marks=pytest.mark.slow),
-        pytest.param(4, (1, 1, 4), marks=pytest.mark.slow),
-        pytest.param(4, (2, 1, 2), marks=pytest.mark.slow),
+        pytest.param(2, (1, 4, 1), marks=pytest.mark.campaign),
+        pytest.param(2, (1, 1, 4), marks=pytest.mark.campaign),
+        pytest.param(2, (2, 1, 2), marks=pytest.mark.campaign),
+        pytest.param(4, (4, 1, 1), marks=pytest.mark.campaign),
+        pytest.param(4, (1, 4, 1), marks=pytest.mark.campaign),
+        pytest.param(4, (1, 1, 4), marks=pytest.mark.campaign),
+        pytest.param(4, (2, 1, 2), marks=pytest.mark.campaign),
     ],
 )
 def test_any_layout_is_the_same_run(
@@ -142,8 +142,8 @@ def interrupt(workdir: Path, victim: int, number: signal.Signals) -> list[str]:
     [
         (0, signal.SIGKILL),
         (2, signal.SIGSTOP),
-        pytest.param(1, signal.SIGKILL, marks=pytest.mark.slow),
-        pytest.param(0, signal.SIGSTOP, marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGKILL, marks=pytest.mark.campaign),
+        pytest.param(0, signal.SIGSTOP, marks=pytest.mark.campaign),
     ],
 )
 def test_a_lost_process_ends_the_others_and_the_run_goes_on(
@@ -161,8 +161,8 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(
     "count",
     [
         1,
-        pytest.param(2, marks=pytest.mark.slow),
-        pytest.param(4, marks=pytest.mark.slow),
+        pytest.param(2, marks=pytest.mark.campaign),
+        pytest.param(4, marks=pytest.mark.campaign),
     ],
 )
 def test_a_signal_to_one_saves_all_and_any_number_goes_on(

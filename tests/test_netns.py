@@ -17,7 +17,7 @@ from tests import cli
 from tests.test_hosts import ARGS, STEPS, TIMEOUT, assert_same_curves, layout
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.campaign,
     pytest.mark.skipif(
         os.geteuid() != 0 or shutil.which("ip") is None,
         reason="needs root and iproute2, to make network namespaces",

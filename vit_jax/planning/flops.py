@@ -92,5 +92,9 @@ def _bodies(params: dict[str, Any]) -> list[Any]:
         for value in params.values()
         for item in (value if isinstance(value, tuple | list) else (value,))
     ]
-    closed = [v.jaxpr for v in values if isinstance(v, core.ClosedJaxpr)]
-    return closed + [v for v in values if isinstance(v, core.Jaxpr)]
+    # Since jax 0.12 the two are one class.
+    return [
+        value.jaxpr if isinstance(value, core.ClosedJaxpr) else value
+        for value in values
+        if isinstance(value, core.ClosedJaxpr | core.Jaxpr)
+    ]
