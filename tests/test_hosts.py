@@ -91,7 +91,7 @@ def test_four_processes_are_one_run(of_one: Path, of_four: Path) -> None:
 @pytest.mark.parametrize(
     "count, mesh",
     [
-        (2, (4, 1, 1)),
+        pytest.param(2, (4, 1, 1), marks=pytest.mark.slow),
         pytest.param(2, (1, 4, 1), marks=pytest.mark.campaign),
         pytest.param(2, (1, 1, 4), marks=pytest.mark.campaign),
         pytest.param(2, (2, 1, 2), marks=pytest.mark.campaign),
@@ -141,7 +141,7 @@ def interrupt(workdir: Path, victim: int, number: signal.Signals) -> list[str]:
     "victim, number",
     [
         (0, signal.SIGKILL),
-        (2, signal.SIGSTOP),
+        pytest.param(2, signal.SIGSTOP, marks=pytest.mark.slow),
         pytest.param(1, signal.SIGKILL, marks=pytest.mark.campaign),
         pytest.param(0, signal.SIGSTOP, marks=pytest.mark.campaign),
     ],
@@ -209,6 +209,7 @@ def test_a_signal_before_the_first_step_ends_all_at_once(tmp_path: Path) -> None
     assert "nothing was saved yet" in outputs[0]
 
 
+@pytest.mark.slow
 def test_a_broken_checkpoint_and_an_evaluation(tmp_path: Path, of_four: Path) -> None:
     """All of two processes take the one before; both have the results of the four."""
     workdir = tmp_path / "copy"

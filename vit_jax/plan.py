@@ -17,6 +17,7 @@ without the data. docs/planning.md says how to read what it prints.
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +63,8 @@ def main(argv: Sequence[str]) -> int:
     if "--help" in argv:
         print(__doc__)
         return 0
+    # So that what is ended by a signal ends the compiler's process too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         args, overrides = parse(argv[1:])
         topology = None

@@ -6,9 +6,9 @@ where it was, and a change of the code that changes no program costs no compilat
 """
 
 import dataclasses
+import importlib.util
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -65,8 +65,14 @@ def run(request: Request, cache: Path) -> dict[str, Any]:
       "seconds": it took.
 
     Raises:
-      UserError: if the config cannot work on this topology.
+      UserError: if the config cannot work on this topology, or libtpu is not
+        installed.
     """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "planning for a TPU needs its compiler: pip install -e '.[plan]', or plan "
+            "this machine with --topology=local"
+        )
     cache.mkdir(parents=True, exist_ok=True)
     ends = [".json", ".fast.json"] if request.fast else [".json"]
     with tempfile.TemporaryDirectory(prefix="vit_jax_plan_") as name:
@@ -127,7 +133,7 @@ def compile_in_child(directory: Path, *, fast: bool) -> None:
                     break
                 time.sleep(0.1)
         finally:
-            child.send_signal(signal.SIGKILL)
+            child.kill()
             child.wait()
     done = directory / "done.json"
     if done.exists() and "user_error" in (said := json.loads(done.read_text())):

@@ -30,9 +30,8 @@ from vit_jax.program import Program
 def main(directory: Path) -> None:
     """Does what the request says."""
     jax.config.update("jax_enable_compilation_cache", False)  # it would dump nothing
-    request = json.loads((directory / "request.json").read_text())
-    version, shape, slices = request["topology"]
-    topology = topologies.Topology(version, tuple(shape), slices)
+    request = with_tuples(json.loads((directory / "request.json").read_text()))
+    topology = topologies.Topology(*request["topology"])
     devices = topologies.devices(topology)
     program = Program(DataShape(**request["data"]), devices, **request["program"])
     traced = program.trace_train_step()
@@ -74,11 +73,24 @@ def main(directory: Path) -> None:
     )
 
 
+def with_tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were.
+
+    >>> with_tuples({"remat_names": ["q", "k"], "patch_size": 16})
+    {'remat_names': ('q', 'k'), 'patch_size': 16}
+    """
+    if isinstance(value, dict):
+        return {key: with_tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(with_tuples(item) for item in value)
+    return value
+
+
 def cache_key(
     lowered: jax.stages.Lowered,
     topology: topologies.Topology,
     device: Any,
-    flags: list[str],
+    flags: tuple[str, ...],
 ) -> str:
     """A digest of all that the compiler's output depends on."""
     versions = [importlib.metadata.version(name) for name in ("jax", "libtpu")]
