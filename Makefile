@@ -110,6 +110,9 @@ clean:  ## remove environments and caches, never a workdir
 	    $$python -m venv --clear .venv-lowest
 	touch $@
 
+# A variable, since a comma between brackets would part the arguments of $(call).
+DEV := [dev,plan]
+
 # $(call install,ENVIRONMENT,EXTRAS,PINS)
 define install
 	@echo "Installing vit_jax$(2) into $(1), pinned by $(3)."
@@ -126,13 +129,13 @@ VENV_PINS = $(shell lock=requirements/lock-py$$($(BIN)/python -c \
 	touch $@
 
 .venv/.dev: .venv/.made $(PINS)
-	$(call install,.venv,[dev,plan],$(VENV_PINS))
+	$(call install,.venv,$(DEV),$(VENV_PINS))
 	touch .venv/.run $@
 
 .venv-latest/.dev: .venv-latest/.made $(PINS)
-	$(call install,.venv-latest,[dev,plan],requirements/latest.txt)
+	$(call install,.venv-latest,$(DEV),requirements/latest.txt)
 	touch $@
 
 .venv-lowest/.dev: .venv-lowest/.made $(PINS)
-	$(call install,.venv-lowest,[dev,plan],requirements/lowest.txt)
+	$(call install,.venv-lowest,$(DEV),requirements/lowest.txt)
 	touch $@

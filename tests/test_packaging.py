@@ -1,6 +1,7 @@
 """setup.py, requirements/ and the tools agree with each other."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,21 @@ def test_a_lock_covers_what_setup_py_asks_for(name: str):
     assert set(lowest) - {"tensorflow", "tensorflow-cpu"} <= set(
         pins(ROOT / "requirements" / name)
     )
+
+
+@pytest.mark.parametrize("environment", [".venv", ".venv-latest", ".venv-lowest"])
+def test_make_installs_the_extras_under_the_pins(environment: str):
+    """Make parts the arguments of a call at each comma, also between brackets."""
+    printed = subprocess.run(
+        ["make", "--always-make", "--dry-run", f"{environment}/.dev"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    (install,) = [line for line in printed.splitlines() if "--editable" in line]
+    found = re.search(r"--editable '([^']*)' --constraint (\S+)", install)
+    assert found, install
+    extras, pinned_by = found.groups()
+    assert extras == ".[dev,plan]"
+    assert ROOT / pinned_by in LOCKS
