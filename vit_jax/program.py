@@ -86,14 +86,18 @@ class Program:
         )
         self.layout = layouts.resolve(layouts.Layout(**mesh), needs)
         self.mesh = layouts.make_mesh(self.layout, devices)
+        platform = self.mesh.devices.flat[0].platform
+        attend = models.choose_attention(plain.attention, platform)
         self.model = plain.clone(
             constrain=sharding.residual_constraint(self.mesh),
+            attend=None if attend is None else sharding.over_heads(self.mesh, attend),
             classify=sharding.shared_classifier(self.mesh),
         )
-        shapes = state.abstract_params(self.model, data.image_shape)
+        # The plain one initialises: a single image cannot be shared out.
+        shapes = state.abstract_params(plain, data.image_shape)
         self.tx, self.schedule = optimizers.make(shapes, total_steps, **optim)
         self.initialize = state.make_initializer(
-            self.model, self.tx, data.image_shape, ema=ema is not None, seed=seed
+            plain, self.tx, data.image_shape, ema=ema is not None, seed=seed
         )
         self.abstract_state = state.abstract_state(
             self.initialize, self.mesh, zero1=self.layout.zero1

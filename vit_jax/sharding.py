@@ -90,6 +90,23 @@ def shared_classifier(
     return classify
 
 
+def over_heads(
+    mesh: Mesh, attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """`attend` on arrays [b, n, h, k], each device on its own images and heads.
+
+    For kernels, which the compiler cannot divide by itself.
+    """
+    parts = PartitionSpec(BATCH_AXES, None, "tensor")
+    return jax.shard_map(
+        attend,
+        mesh=mesh,
+        in_specs=(parts, parts, parts),
+        out_specs=parts,
+        check_vma=False,  # a kernel does not say over which axes its result varies
+    )
+
+
 def path_name(path: tuple[Any, ...]) -> str:
     """A key path of `jax.tree_util` as "params/Transformer/.../kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

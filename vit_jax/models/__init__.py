@@ -5,10 +5,18 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.models import layers, variants
+from vit_jax.models.fused_attention import choose_attention
 from vit_jax.models.variants import list_models
 from vit_jax.models.vit import VisionTransformer
 
-__all__ = ["MODELS", "VisionTransformer", "create", "layers", "list_models"]
+__all__ = [
+    "MODELS",
+    "VisionTransformer",
+    "choose_attention",
+    "create",
+    "layers",
+    "list_models",
+]
 
 MODELS = {"vit": VisionTransformer}
 

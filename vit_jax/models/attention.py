@@ -4,10 +4,15 @@ Axes: b batch, q queries (target), s keys and values (source), n tokens, d width
 h heads, k head dim.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+
+# (query, key, value) [b, n, h, k] to what was attended to [b, n, h, k].
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def dot_product_attention(
@@ -61,6 +66,10 @@ class MultiHeadAttention(nn.Module, kw_only=True):
 
     The projections and the result of attention carry the names "q", "k", "v" and
     "attn_o" for `jax.checkpoint_policies.save_only_these_names`.
+
+    Attributes:
+      attend: computes self-attention in place of `dot_product_attention`, where
+        neither the weights are wanted nor any of them dropped.
     """
 
     num_heads: int
@@ -69,20 +78,26 @@ class MultiHeadAttention(nn.Module, kw_only=True):
     layer_norm_epsilon: float = 1e-6
     dtype: str = "float32"
     param_dtype: str = "float32"
+    attend: Attend | None = None
 
     @nn.compact
     def __call__(
-        self, target: jax.Array, source: jax.Array, *, train: bool = False
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        target: jax.Array,
+        source: jax.Array,
+        *,
+        train: bool = False,
+        with_weights: bool = True,
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Returns what was attended to [b, q, d] and the weights [b, h, q, s].
 
         Args:
           target: [b, q, d], asks.
           source: [b, s, d], answers.
           train: drop weights; needs the "dropout" rng when `dropout` > 0.
+          with_weights: False allows None in place of the weights.
 
-        The weights are float32 and as they were before dropout. They cost nothing
-        under `jax.jit` where they are not used.
+        The weights are float32 and as they were before dropout.
         """
         width = target.shape[-1]
         query = self._project("query", target, width)  # [b, q, h, k]
@@ -94,9 +109,12 @@ class MultiHeadAttention(nn.Module, kw_only=True):
         if self.qk_norm:
             query, key = self._norm("query_ln", query), self._norm("key_ln", key)
         rng = self.make_rng("dropout") if train and self.dropout else None
-        out, weights = dot_product_attention(
-            query, key, value, dropout=self.dropout, dropout_rng=rng
-        )
+        if self.attend is not None and rng is None and not with_weights:
+            out, weights = self.attend(query, key, value), None
+        else:
+            out, weights = dot_product_attention(
+                query, key, value, dropout=self.dropout, dropout_rng=rng
+            )
         out = checkpoint_name(out, "attn_o")
         out = nn.DenseGeneral(
             width,

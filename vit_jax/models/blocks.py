@@ -15,7 +15,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.errors import UserError
-from vit_jax.models.attention import MultiHeadAttention
+from vit_jax.models.attention import Attend, MultiHeadAttention
 
 
 def drop_path(x: jax.Array, rng: jax.Array, *, rate: float | jax.Array) -> jax.Array:
@@ -136,6 +136,7 @@ class Encoder1DBlock(nn.Module, kw_only=True):
     dtype: str
     param_dtype: str
     constrain: Callable[[jax.Array], jax.Array]
+    attend: Attend | None
 
     @nn.compact
     def __call__(
@@ -164,6 +165,7 @@ class Encoder1DBlock(nn.Module, kw_only=True):
             layer_norm_epsilon=self.layer_norm_epsilon,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
+            attend=self.attend,
             name="MultiHeadDotProductAttention_0",
         )
         mlp = MlpBlock(
@@ -184,7 +186,7 @@ class Encoder1DBlock(nn.Module, kw_only=True):
 
         # z' = MSA(LN(z)) + z  (2)
         y = norm(name="LayerNorm_0")(z)
-        y, attention = msa(y, y, train=train)
+        y, attention = msa(y, y, train=train, with_weights="/attention" in wanted)
         z = checkpoint_name(drop(y, "Dropout_0") + z, "mid")
 
         # z = MLP(LN(z')) + z'  (3)
@@ -212,7 +214,7 @@ class MAPHead(nn.Module, kw_only=True):
     param_dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """Tokens [b, n, d] to one vector [b, d], and the weights [b, h, 1, n]."""
         batch, _, width = x.shape
         probe = self.param(

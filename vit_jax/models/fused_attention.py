@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,32 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from vit_jax.errors import UserError
+from vit_jax.models.attention import Attend, dot_product_attention
+
 LANES = 128  # of a vector register, and of a tile of memory
 # What we use of a core's vector memory, bytes. The smallest (TPU v4) has 16 MiB.
 VMEM = 14 * 2**20
 LOG2_E = math.log2(math.e)
+
+
+def choose_attention(
+    attention: Literal["auto", "plain", "fused"], platform: str
+) -> Attend | None:
+    """What computes `model.attention` on "tpu", "gpu" or "cpu"; None: the plain one.
+
+    >>> choose_attention("auto", "cpu")
+    """
+    on_tpu = platform == "tpu"
+    if attention == "fused":
+        return functools.partial(fused_attention, interpret=not on_tpu)
+    return _fused_where_supported if on_tpu and attention == "auto" else None
+
+
+def _fused_where_supported(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    if unsupported(q, k) is None:
+        return fused_attention(q, k, v)
+    return dot_product_attention(q, k, v)[0]
 
 
 def fused_attention(
@@ -48,7 +70,7 @@ def fused_attention(
       [b, n, h, k] in the dtype of the arguments.
 
     Raises:
-      ValueError: for arguments that the kernels cannot take; see `unsupported`.
+      UserError: for arguments that the kernels cannot take; see `unsupported`.
 
     >>> query, key = jnp.ones((1, 16, 1, 8)), jnp.zeros((1, 16, 1, 8))
     >>> out = fused_attention(query, key, key + 1, interpret=True)
@@ -57,10 +79,11 @@ def fused_attention(
     """
     reason = unsupported(query, key)
     if reason is not None:
-        raise ValueError(f"fused attention cannot be used: {reason}")
-    b, n, h, k = query.shape
-    q, k_, v = (x.reshape(b, n, h * k) for x in (query, key, value))
-    return _attention(h, interpret, q, k_, v).reshape(query.shape)
+        raise UserError(f'model.attention="fused" cannot be used: {reason}')
+    b, n, h, _ = query.shape
+    q, k, v = (x.reshape(b, n, -1) for x in (query, key, value))
+    out: Any = _attention(h, interpret, q, k, v)
+    return out.reshape(query.shape)
 
 
 def unsupported(query: jax.Array, key: jax.Array) -> str | None:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import UserError, did_you_mean
+from vit_jax.models.attention import Attend
 from vit_jax.models.blocks import Head, MAPHead, classify
 from vit_jax.models.encoder import Encoder, Name, RematPolicy, lifted_block
 
@@ -70,8 +71,14 @@ class VisionTransformer(nn.Module, kw_only=True):
       remat_names: the activations that "save_only_these_names" keeps; default all of
         q, k, v, attn_o (attention before its output projection), mid (between attention
         and MLP) and up (before GELU).
+      attention: "plain" as XLA compiles it, "fused" as one TPU kernel, which keeps its
+        scores out of memory (elsewhere it is interpreted, slowly), or "auto": fused on
+        TPUs, for the shapes that the kernel takes. With `attention_dropout`, training
+        has the plain one in any case.
       constrain: applied to the tokens [b, n, d] after the embedding and after every
         layer, for sharding constraints. Not a config key.
+      attend: attention (query, key, value [b, n, h, k]) -> [b, n, h, k] as `attention`
+        asks for on the devices at hand; None is the plain one. Not a config key.
       classify: the head's product (x [..., d], kernel [d, k], bias [k]) -> logits, for
         sharing the classes out among devices. Not a config key.
     """
@@ -97,7 +104,9 @@ class VisionTransformer(nn.Module, kw_only=True):
     scan: bool = False
     remat_policy: RematPolicy | None = None
     remat_names: tuple[Name, ...] | None = None
+    attention: Literal["auto", "plain", "fused"] = "auto"
     constrain: Callable[[jax.Array], jax.Array] = _identity
+    attend: Attend | None = None
     classify: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] = classify
 
     def __post_init__(self) -> None:
@@ -221,6 +230,7 @@ class VisionTransformer(nn.Module, kw_only=True):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             constrain=self.constrain,
+            attend=self.attend,
         )
         return Encoder(
             block=block,
