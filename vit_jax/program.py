@@ -86,8 +86,10 @@ class Program:
         )
         self.layout = layouts.resolve(layouts.Layout(**mesh), needs)
         self.mesh = layouts.make_mesh(self.layout, devices)
-        platform = self.mesh.devices.flat[0].platform
-        attend = models.choose_attention(plain.attention, platform)
+        device = self.mesh.devices.flat[0]
+        attend = models.choose_attention(
+            plain.attention, device.platform, device.device_kind
+        )
         self.model = plain.clone(
             constrain=sharding.residual_constraint(self.mesh),
             attend=None if attend is None else sharding.over_heads(self.mesh, attend),

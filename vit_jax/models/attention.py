@@ -4,11 +4,14 @@ Axes: b batch, q queries (target), s keys and values (source), n tokens, d width
 h heads, k head dim.
 """
 
+import functools
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jax.ad_checkpoint import checkpoint_name
 
 # (query, key, value) [b, n, h, k] to what was attended to [b, n, h, k].
@@ -56,6 +59,38 @@ def dot_product_attention(
     return out, weights
 
 
+class Projection(nn.Module, kw_only=True):
+    """`flax.linen.DenseGeneral` to heads or from them, with heads side by side.
+
+    The parameters are its parameters. The product is of matrices, [..., d] by
+    [d, h k], and not by [d, h, k], for which the TPU compiler lays tokens out
+    innermost: attention would have to transpose all that it reads and writes.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    dtype: str
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., product of inputs] to [..., product of outputs]."""
+        matrix = math.prod(self.inputs), math.prod(self.outputs)
+        dtype = jnp.dtype(self.param_dtype)
+
+        def xavier(rng: jax.Array) -> jax.Array:  # fans are of the matrix
+            kernel = nn.initializers.xavier_uniform()(rng, matrix, dtype)
+            return kernel.reshape(self.inputs + self.outputs)
+
+        kernel = self.param("kernel", xavier)
+        bias = self.param("bias", nn.initializers.zeros, self.outputs, dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        # Without a barrier the compiler takes the reshape off the kernel in the
+        # backward pass, and reshapes the tokens instead.
+        kernel = jax.lax.optimization_barrier(kernel.reshape(matrix))
+        return x @ kernel + bias.reshape(-1)
+
+
 class MultiHeadAttention(nn.Module, kw_only=True):
     """Queries from a target attend to keys and values from a source.
 
@@ -100,12 +135,17 @@ class MultiHeadAttention(nn.Module, kw_only=True):
         The weights are float32 and as they were before dropout.
         """
         width = target.shape[-1]
-        query = self._project("query", target, width)  # [b, q, h, k]
-        key = self._project("key", source, width)  # [b, s, h, k]
-        value = self._project("value", source, width)
-        query = checkpoint_name(query, "q")
-        key = checkpoint_name(key, "k")
-        value = checkpoint_name(value, "v")
+        heads = self.num_heads, width // self.num_heads
+        project = functools.partial(
+            Projection, dtype=self.dtype, param_dtype=self.param_dtype
+        )
+        to_heads = functools.partial(project, inputs=(width,), outputs=heads)
+        query = checkpoint_name(to_heads(name="query")(target), "q")  # [b, q, h k]
+        key = checkpoint_name(to_heads(name="key")(source), "k")  # [b, s, h k]
+        value = checkpoint_name(to_heads(name="value")(source), "v")
+        query, key, value = (
+            x.reshape(*x.shape[:2], *heads) for x in (query, key, value)
+        )
         if self.qk_norm:
             query, key = self._norm("query_ln", query), self._norm("key_ln", key)
         rng = self.make_rng("dropout") if train and self.dropout else None
@@ -115,25 +155,9 @@ class MultiHeadAttention(nn.Module, kw_only=True):
             out, weights = dot_product_attention(
                 query, key, value, dropout=self.dropout, dropout_rng=rng
             )
-        out = checkpoint_name(out, "attn_o")
-        out = nn.DenseGeneral(
-            width,
-            axis=(-2, -1),
-            kernel_init=nn.initializers.xavier_uniform(),
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name="out",
-        )(out)  # [b, q, d]
+        out = checkpoint_name(out.reshape(target.shape), "attn_o")
+        out = project(inputs=heads, outputs=(width,), name="out")(out)  # [b, q, d]
         return out, weights
-
-    def _project(self, name: str, x: jax.Array, width: int) -> jax.Array:
-        return nn.DenseGeneral(
-            (self.num_heads, width // self.num_heads),
-            kernel_init=nn.initializers.xavier_uniform(),
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name=name,
-        )(x)
 
     def _norm(self, name: str, x: jax.Array) -> jax.Array:
         return nn.LayerNorm(

@@ -27,32 +27,44 @@ from vit_jax.errors import UserError
 from vit_jax.models.attention import Attend, dot_product_attention
 
 LANES = 128  # of a vector register, and of a tile of memory
-# What we use of a core's vector memory, bytes. The smallest (TPU v4) has 16 MiB.
-VMEM = 14 * 2**20
+# Vector memory of a core, bytes. TPUs after v4 have at least 64 MiB.
+VMEM_V4 = 16 * 2**20
+VMEM_V5 = 64 * 2**20
 LOG2_E = math.log2(math.e)
 
 
 def choose_attention(
-    attention: Literal["auto", "plain", "fused"], platform: str
+    attention: Literal["auto", "plain", "fused"], platform: str, device_kind: str
 ) -> Attend | None:
-    """What computes `model.attention` on "tpu", "gpu" or "cpu"; None: the plain one.
+    """What computes `model.attention` on a device; None is the plain one.
 
-    >>> choose_attention("auto", "cpu")
+    >>> choose_attention("auto", "cpu", "cpu")
     """
     on_tpu = platform == "tpu"
-    if attention == "fused":
-        return functools.partial(fused_attention, interpret=not on_tpu)
-    return _fused_where_supported if on_tpu and attention == "auto" else None
+    if attention == "plain" or (attention == "auto" and not on_tpu):
+        return None
+    small = device_kind.startswith(("TPU v2", "TPU v3", "TPU v4"))
+    vmem = VMEM_V4 if small else VMEM_V5
+    if attention == "auto":
+        return functools.partial(_fused_where_supported, vmem=vmem)
+    return functools.partial(fused_attention, interpret=not on_tpu, vmem=vmem)
 
 
-def _fused_where_supported(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    if unsupported(q, k) is None:
-        return fused_attention(q, k, v)
-    return dot_product_attention(q, k, v)[0]
+def _fused_where_supported(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, vmem: int
+) -> jax.Array:
+    if unsupported(query, key, vmem=vmem) is None:
+        return fused_attention(query, key, value, vmem=vmem)
+    return dot_product_attention(query, key, value)[0]
 
 
 def fused_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, interpret: bool = False
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    interpret: bool = False,
+    vmem: int = VMEM_V4,
 ) -> jax.Array:
     """`softmax(q k^T / sqrt(k)) v` for each head: equations (6) and (7) of the paper.
 
@@ -65,6 +77,7 @@ def fused_attention(
       key: [b, n, h, k].
       value: [b, n, h, k], all of one dtype.
       interpret: computes the kernels without a TPU, slowly.
+      vmem: bytes of vector memory that a core has.
 
     Returns:
       [b, n, h, k] in the dtype of the arguments.
@@ -77,16 +90,16 @@ def fused_attention(
     >>> out.shape, bool((abs(out - 1) < 1e-6).all())
     ((1, 16, 1, 8), True)
     """
-    reason = unsupported(query, key)
+    reason = unsupported(query, key, vmem=vmem)
     if reason is not None:
         raise UserError(f'model.attention="fused" cannot be used: {reason}')
     b, n, h, _ = query.shape
     q, k, v = (x.reshape(b, n, -1) for x in (query, key, value))
-    out: Any = _attention(h, interpret, q, k, v)
+    out: Any = _attention(h, interpret, vmem, q, k, v)
     return out.reshape(query.shape)
 
 
-def unsupported(query: jax.Array, key: jax.Array) -> str | None:
+def unsupported(query: jax.Array, key: jax.Array, *, vmem: int = VMEM_V4) -> str | None:
     """Why the kernels cannot take these queries and keys; None if they can.
 
     >>> unsupported(jnp.zeros((2, 1, 12, 64)), jnp.zeros((2, 197, 12, 64)))
@@ -99,7 +112,7 @@ def unsupported(query: jax.Array, key: jax.Array) -> str | None:
         return f"the dtype is {query.dtype}, not float32 or bfloat16"
     if k % 8 or n < 16:
         return f"{n} tokens, heads of {k}: it takes 16 or more, and multiples of 8"
-    if choose_tiles(n, h, k, query.dtype.itemsize) is None:
+    if choose_tiles(n, h, k, query.dtype.itemsize, vmem) is None:
         return f"{n} tokens in {h} heads of {k} do not fit into vector memory"
     return None
 
@@ -121,8 +134,8 @@ class Tiles:
     queries: int
     buffers: int
 
-    def vmem(self, n: int, k: int, itemsize: int) -> int:
-        """Bytes of vector memory for the backward kernel, which needs most."""
+    def bytes(self, n: int, k: int, itemsize: int) -> int:
+        """About what the backward kernel, which needs most, has in vector memory."""
         rows = _round_up(n, 16)
         blocks = 7 * rows * _round_up(self.step * k, LANES) * itemsize
         scores = self.unit * rows * _round_up(self.queries, LANES)
@@ -131,7 +144,7 @@ class Tiles:
 
 
 @functools.cache
-def choose_tiles(n: int, h: int, k: int, itemsize: int) -> Tiles | None:
+def choose_tiles(n: int, h: int, k: int, itemsize: int, vmem: int) -> Tiles | None:
     """The tiles that keep the core busiest; None if none fits into vector memory."""
     smallest = next(s for s in _divisors(h) if s * k % LANES == 0 or s == h)
     fitting = [
@@ -143,7 +156,8 @@ def choose_tiles(n: int, h: int, k: int, itemsize: int) -> Tiles | None:
         if step % smallest == 0
         and (step == smallest or step * k <= 3 * LANES)  # more only compiles longer
         and (n % queries == 0 or n % queries >= 16)
-        and (tiles := Tiles(step, unit, queries, buffers)).vmem(n, k, itemsize) <= VMEM
+        and (tiles := Tiles(step, unit, queries, buffers)).bytes(n, k, itemsize)
+        <= vmem * 3 // 4  # the compiler was seen to take up to a sixth more
     ]
     # Past about 1,024 columns of scores interleaving gains nothing.
     return max(
@@ -161,27 +175,42 @@ def _round_up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _attention(
-    heads: int, interpret: bool, q: jax.Array, k: jax.Array, v: jax.Array
+    heads: int,
+    interpret: bool,
+    vmem: int,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
 ) -> jax.Array:
     """q, k, v [b, n, h k] to [b, n, h k]."""
-    return _attention_fwd(heads, interpret, q, k, v)[0]
+    return _attention_fwd(heads, interpret, vmem, q, k, v)[0]
 
 
 def _attention_fwd(
-    heads: int, interpret: bool, q: jax.Array, k: jax.Array, v: jax.Array
+    heads: int,
+    interpret: bool,
+    vmem: int,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    out, lse = _call(_forward, heads, interpret, [q, k, v], products=2)
+    out, lse = _call(_forward, heads, interpret, vmem, [q, k, v], products=2)
     # Or a remat policy that keeps "attn_o" would run the whole kernel again for it.
     return out, (q, k, v, checkpoint_name(lse, "attn_o"))
 
 
 def _attention_bwd(
-    heads: int, interpret: bool, residuals: tuple[jax.Array, ...], do: jax.Array
+    heads: int,
+    interpret: bool,
+    vmem: int,
+    residuals: tuple[jax.Array, ...],
+    do: jax.Array,
 ) -> tuple[jax.Array, ...]:
     q, k, v, lse = residuals
-    return tuple(_call(_backward, heads, interpret, [q, k, v, do], lse, products=5))
+    tokens = [q, k, v, do]
+    return tuple(_call(_backward, heads, interpret, vmem, tokens, lse, products=5))
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)
@@ -191,6 +220,7 @@ def _call(
     kernel: Callable[..., None],
     heads: int,
     interpret: bool,
+    vmem: int,
     tokens: Sequence[jax.Array],
     lse: jax.Array | None = None,
     *,
@@ -201,7 +231,7 @@ def _call(
     Args:
       kernel: a function of references: the tokens, the outputs, and `lse`.
       heads: h.
-      interpret: see `fused_attention`.
+      interpret: and `vmem`, see `fused_attention`.
       tokens: inputs [b, n, h k].
       lse: an input [b, groups, heads of a group, n], float32; None makes it an output.
       products: matrix products of scores that the kernel computes.
@@ -211,7 +241,7 @@ def _call(
     """
     b, n, lanes = tokens[0].shape
     dtype = tokens[0].dtype
-    tiles = choose_tiles(n, heads, lanes // heads, dtype.itemsize)
+    tiles = choose_tiles(n, heads, lanes // heads, dtype.itemsize, vmem)
     assert tiles is not None, "fused_attention has checked it"
     groups = heads // tiles.step
     mode = pl.Buffered(tiles.buffers)
@@ -229,7 +259,8 @@ def _call(
         out_specs=[of_tokens] * 3 if backward else [of_tokens, of_lse],
         out_shape=[like_tokens] * 3 if backward else [like_tokens, like_lse],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM
+            dimension_semantics=("parallel", "parallel"),
+            vmem_limit_bytes=vmem * 7 // 8,
         ),
         cost_estimate=pl.CostEstimate(
             flops=products * 2 * b * n * n * lanes,

@@ -161,6 +161,7 @@ class VisionTransformer(nn.Module, kw_only=True):
         names = frozenset(capture or ())
         _check_capture(names, self.feature_names)
         x, grid = self._embed(images)
+        features: dict[str, Any]
         y, features = self._encoder()(x, grid, train=train, capture=names)
         features["embedding"] = x
 
