@@ -30,6 +30,8 @@ def load(*overrides: tuple[str, str]) -> dict[str, Any]:
         ("data.train.flip", "false", False),
         ("total_epochs", "none", None),
         ("model.width", "none", None),  # left to the variant
+        ("model.remat_policy", "none", "none"),  # a name, and not what "auto" chooses
+        ("model.remat_names", "q,k", ("q", "k")),
         ("evals.test.batch_size", "50", 50),
         ("evals.test.data.image_size", "56", 56),
         ("optim.lr_multipliers", "(('head/.*', 10),)", (("head/.*", 10.0),)),

@@ -260,6 +260,8 @@ def parse(text: str, type_: Any) -> Any:
     (1.0, 10000, None)
     >>> parse("14,16", tuple[int, int]), parse("false", bool), parse("7", str)
     ((14, 16), False, '7')
+    >>> parse("q,k", tuple[Literal["q", "k"], ...] | None)
+    ('q', 'k')
     """
     allowed = members(type_)
     if type(None) in allowed and text.lower() in ("none", "null", ""):
@@ -271,7 +273,9 @@ def parse(text: str, type_: Any) -> Any:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return text  # coerce says what is wrong with it
+        parts = [part for t in allowed for part in typing.get_args(t)]
+        of_names = any(literal_names(part) for part in parts)
+        return tuple(text.split(",")) if of_names else text  # coerce says what is wrong
     return fit(value, type_)[1]
 
 

@@ -16,6 +16,7 @@ from vit_jax.models.blocks import AddPositionEmbs, Encoder1DBlock
 Features = dict[str, jax.Array]
 Name = Literal["q", "k", "v", "attn_o", "mid", "up"]
 RematPolicy = Literal[
+    "auto",
     "none",
     "nothing_saveable",
     "everything_saveable",
@@ -106,12 +107,14 @@ def lifted_block(
     *,
     scan: bool,
     depth: int,
-    remat_policy: RematPolicy | None,
+    remat_policy: RematPolicy,
     remat_names: tuple[Name, ...] | None,
 ) -> Callable[..., nn.Module]:
     """Encoder1DBlock under a remat policy, and scanned if `scan`."""
     block: Any = Encoder1DBlock
-    policy = remat_policy or ("save_only_these_names" if scan else "none")
+    policy = remat_policy
+    if policy == "auto":
+        policy = "save_only_these_names" if scan else "none"
     if policy != "none":
         rule = getattr(jax.checkpoint_policies, policy)
         if policy == "save_only_these_names":

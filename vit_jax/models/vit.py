@@ -66,8 +66,8 @@ class VisionTransformer(nn.Module, kw_only=True):
         of the initialisation too, differ between the two.
       remat_policy: what the forward pass of a layer keeps for the backward pass: a name
         in `jax.checkpoint_policies`, or "none" for all that JAX's differentiation asks
-        for. Default: "none" in a loop, "save_only_these_names" in a scan, which without
-        one would stack every intermediate result of every layer.
+        for. "auto" is "none" in a loop and "save_only_these_names" in a scan, which
+        without a policy would stack every intermediate result of every layer.
       remat_names: the activations that "save_only_these_names" keeps; default all of
         q, k, v, attn_o (attention before its output projection), mid (between attention
         and MLP) and up (before GELU).
@@ -102,7 +102,7 @@ class VisionTransformer(nn.Module, kw_only=True):
     dtype: Literal["float32", "bfloat16"] = "float32"
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     scan: bool = False
-    remat_policy: RematPolicy | None = None
+    remat_policy: RematPolicy = "auto"
     remat_names: tuple[Name, ...] | None = None
     attention: Literal["auto", "plain", "fused"] = "auto"
     constrain: Callable[[jax.Array], jax.Array] = _identity

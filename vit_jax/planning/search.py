@@ -22,7 +22,7 @@ _NAMES = "save_only_these_names"
 _WITHOUT_UP = ("q", "k", "v", "attn_o", "mid")
 # What a layer keeps, from most to least memory.
 ARRANGEMENTS: tuple[Changes, ...] = (
-    {"model.scan": False, "model.remat_policy": None, "model.remat_names": None},
+    {"model.scan": False, "model.remat_policy": "none", "model.remat_names": None},
     {"model.scan": False, "model.remat_policy": _NAMES, "model.remat_names": None},
     {"model.scan": True, "model.remat_policy": _NAMES, "model.remat_names": None},
     {
