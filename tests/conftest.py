@@ -4,6 +4,7 @@ Tests that start other processes hand their environment on, so these hold there 
 """
 
 import os
+import signal
 from pathlib import Path
 
 DEVICES = "--xla_force_host_platform_device_count=8"
@@ -16,3 +17,6 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Programs compiled by an earlier run, or by another worker or process of this one.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+
+# In the background of a shell Ctrl-C is ignored, and what we start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
