@@ -25,9 +25,10 @@ def start(
     devices: int = 1,
     group: bool = False,
     module: str = "vit_jax.main",
+    xla_flags: str = "",
 ) -> subprocess.Popen[str]:
     """Starts `python -m vit_jax.main`; with `group`, in a process group of its own."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"--xla_force_host_platform_device_count={devices} {xla_flags}"
     return subprocess.Popen(
         [sys.executable, "-m", module, *args],
         cwd=root,
@@ -62,6 +63,9 @@ def start_many(
 ) -> list[subprocess.Popen[str]]:
     """Starts `count` processes of one run, which meet on this machine.
 
+    They compile the same program `count` times, since JAX keeps on disk what the first
+    process compiled and no other can use that on CPUs: hence the optimisation level.
+
     Args:
       count: of processes.
       *args: for all of them.
@@ -72,7 +76,11 @@ def start_many(
         port = free.getsockname()[1]
     together = f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={count}"
     return [
-        start(*args, *together, f"--process_id={i}", *own(i), devices=devices)
+        start(
+            *(*args, *together, f"--process_id={i}", *own(i)),
+            devices=devices,
+            xla_flags="--xla_backend_optimization_level=0",
+        )
         for i in range(count)
     ]
 

@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 from tests.models import reference, tiny
-from vit_jax.models.attention import MultiHeadAttention, dot_product_attention
+from vit_jax.models.attention import (
+    MultiHeadAttention,
+    dot_product_attention,
+    heads_first_attention,
+)
 
 
 def inputs(*shapes: tuple[int, ...]) -> list[np.ndarray]:
@@ -98,6 +102,26 @@ def test_scores_and_softmax_are_in_float32():
     np.testing.assert_allclose(
         np.asarray(out[0, :, 0], np.float64), expected @ v, atol=0.02
     )
+
+
+@pytest.mark.parametrize("sources", [197, 7])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_heads_first_is_the_same(dtype: str, sources: int):
+    """Forward and backward; equal but for the order of sums."""
+    shapes = [(2, 197, 3, 64), *[(2, sources, 3, 64)] * 2, (2, 197, 3, 64)]
+    query, key, value, cotangent = (jnp.asarray(x, dtype) for x in inputs(*shapes))
+    out, pull = jax.vjp(heads_first_attention, query, key, value)
+    expected, plain_pull = jax.vjp(
+        lambda *tensors: dot_product_attention(*tensors)[0], query, key, value
+    )
+    rtol = 1e-4 if dtype == "float32" else 2e-2
+    pairs = zip(
+        (out, *pull(cotangent)), (expected, *plain_pull(cotangent)), strict=True
+    )
+    for ours, plain in pairs:
+        assert ours.dtype == plain.dtype == jnp.dtype(dtype)
+        ours, plain = np.asarray(ours, np.float64), np.asarray(plain, np.float64)
+        np.testing.assert_allclose(ours, plain, rtol=rtol, atol=rtol * abs(plain).max())
 
 
 def test_dropout_of_weights():

@@ -14,7 +14,7 @@ import pytest
 from tests.models import reference, tiny
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.models.attention import dot_product_attention
+from vit_jax.models.attention import dot_product_attention, heads_first_attention
 from vit_jax.models.fused_attention import (
     VMEM_V5,
     choose_tiles,
@@ -125,8 +125,10 @@ def test_what_it_cannot_do_is_refused() -> None:
 
 def test_choice() -> None:
     """Automatic: on TPUs, and the plain one for shapes that it cannot take."""
-    for platform in ("cpu", "gpu"):
-        assert models.choose_attention("auto", platform, platform) is None
+    assert models.choose_attention("auto", "gpu", "gpu") is None
+    on_cpu = models.choose_attention("auto", "cpu", "cpu")
+    assert on_cpu is heads_first_attention
+    assert models.choose_attention("plain", "cpu", "cpu") is None
     assert models.choose_attention("plain", "tpu", "TPU v4") is None
     auto = models.choose_attention("auto", "tpu", "TPU v4")
     fused = models.choose_attention("fused", "tpu", "TPU v4")

@@ -59,6 +59,36 @@ def dot_product_attention(
     return out, weights
 
 
+def heads_first_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array
+) -> jax.Array:
+    """`dot_product_attention` without its weights, laid out for CPUs.
+
+    The heads go before the tokens, so that each product is of whole matrices. XLA's
+    CPU compiler, left alone, multiplies with strides and takes half as long again;
+    the barriers keep it from taking the transposes back into the products.
+
+    Args:
+      query: [b, q, h, k].
+      key: [b, s, h, k].
+      value: [b, s, h, k].
+
+    Returns:
+      [b, q, h, k] in the dtype of `value`.
+
+    >>> query, key = jnp.ones((1, 1, 1, 2)), jnp.zeros((1, 4, 1, 2))
+    >>> heads_first_attention(query, key, value=key + 1).tolist()
+    [[[[1.0, 1.0]]]]
+    """
+    tensors = tuple(x.swapaxes(1, 2) for x in (query, key, value))
+    query, key, value = jax.lax.optimization_barrier(tensors)  # [b, h, n, k]
+    precise = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("bhqk,bhsk->bhqs", query, key, preferred_element_type=precise)
+    weights = jax.nn.softmax(scores * query.shape[-1] ** -0.5, axis=-1)
+    out = jnp.einsum("bhqs,bhsk->bhqk", weights.astype(value.dtype), value)
+    return jax.lax.optimization_barrier(out).swapaxes(1, 2)
+
+
 class Projection(nn.Module, kw_only=True):
     """`flax.linen.DenseGeneral` to heads or from them, with heads side by side.
 

@@ -24,7 +24,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from vit_jax.errors import UserError
-from vit_jax.models.attention import Attend, dot_product_attention
+from vit_jax.models.attention import (
+    Attend,
+    dot_product_attention,
+    heads_first_attention,
+)
 
 LANES = 128  # of a vector register, and of a tile of memory
 # Vector memory of a core, bytes. TPUs after v4 have at least 64 MiB.
@@ -38,11 +42,14 @@ def choose_attention(
 ) -> Attend | None:
     """What computes `model.attention` on a device; None is the plain one.
 
-    >>> choose_attention("auto", "cpu", "cpu")
+    >>> choose_attention("plain", "cpu", "cpu"), choose_attention("auto", "gpu", "H100")
+    (None, None)
     """
     on_tpu = platform == "tpu"
-    if attention == "plain" or (attention == "auto" and not on_tpu):
+    if attention == "plain":
         return None
+    if attention == "auto" and not on_tpu:
+        return heads_first_attention if platform == "cpu" else None
     small = device_kind.startswith(("TPU v2", "TPU v3", "TPU v4"))
     vmem = VMEM_V4 if small else VMEM_V5
     if attention == "auto":

@@ -73,8 +73,8 @@ class VisionTransformer(nn.Module, kw_only=True):
         and MLP) and up (before GELU).
       attention: "plain" as XLA compiles it, "fused" as one TPU kernel, which keeps its
         scores out of memory (elsewhere it is interpreted, slowly), or "auto": fused on
-        TPUs, for the shapes that the kernel takes. With `attention_dropout`, training
-        has the plain one in any case.
+        TPUs, for the shapes that the kernel takes; laid out with heads first on CPUs.
+        With `attention_dropout`, training has the plain one in any case.
       constrain: applied to the tokens [b, n, d] after the embedding and after every
         layer, for sharding constraints. Not a config key.
       attend: attention (query, key, value [b, n, h, k]) -> [b, n, h, k] as `attention`
