@@ -129,6 +129,7 @@ def test_time_covers_every_operation(full: dict[str, Any]) -> None:
     assert time["parts"]["attention"] > 0
     assert time["parts"]["optimizer"] > 0
     total = sum(time["parts"].values())
+    assert time["unscheduled"] == 0
     assert max(time["bundles_ms"], time["traffic_ms"]) <= total
     assert total <= time["bundles_ms"] + time["traffic_ms"]
 

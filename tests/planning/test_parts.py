@@ -167,6 +167,60 @@ def test_loops_count_with_their_iterations() -> None:
     assert len(endless.uncounted_loops()) == 1
 
 
+LAYERS = textwrap.dedent(
+    """\
+    HloModule m
+
+    %add.1 (a: f32[], b: f32[]) -> f32[] {
+      %a = f32[] parameter(0)
+      %b = f32[] parameter(1)
+      ROOT %r = f32[] add(%a, %b)
+    }
+
+    %add.2 (c: f32[], d: f32[]) -> f32[] {
+      %c = f32[] parameter(0)
+      %d = f32[] parameter(1)
+      ROOT %s = f32[] add(%c, %d)
+    }
+
+    %layer.1 (x: f32[8,128]) -> f32[8] {
+      %x = f32[8,128]{1,0} parameter(0)
+      %g = f32[8,128]{1,0} all-gather(%x), channel_id=1, dimensions={0}
+      %z = f32[] constant(0)
+      ROOT %sum = f32[8]{0} reduce(%g, %z), dimensions={1}, to_apply=%add.1
+    }
+
+    %layer.2 (y: f32[8,128]) -> f32[8] {
+      %y = f32[8,128]{1,0} parameter(0)
+      %h = f32[8,128]{1,0} all-gather(%y), channel_id=2, dimensions={0}
+      %n = f32[] constant(0)
+      ROOT %sum2 = f32[8]{0} reduce(%h, %n), dimensions={1}, to_apply=%add.2
+    }
+
+    ENTRY %main (w: f32[8,128]) -> f32[8] {
+      %w = f32[8,128]{1,0} parameter(0)
+      %one = f32[8]{0} fusion(%w), kind=kLoop, calls=%layer.1
+      ROOT %two = f32[8]{0} fusion(%w), kind=kLoop, calls=%layer.2
+    }
+    """
+)
+
+
+def test_equal_layers_have_the_code_of_one() -> None:
+    """They differ in their channels and in the names of what they call."""
+
+    def cycles(text: str) -> tuple[int | None, int | None]:
+        found = schedule.Cycles(hlo.Module(text), {"one": schedule.Loop(7, trips=1)})
+        return found.of("one"), found.of("two")
+
+    assert cycles(LAYERS) == (7, 7)
+    assert cycles(LAYERS.replace("%s = f32[] add(", "%s = f32[] maximum(")) == (7, None)
+    assert cycles(LAYERS.replace("%n = f32[] constant(0", "%n = f32[] constant(1")) == (
+        7,
+        None,
+    )
+
+
 def test_a_slice_of_an_operand_is_read_as_a_slice() -> None:
     module = hlo.Module(LOOP)
     fusion = module.computations["main"]["f"]

@@ -35,7 +35,7 @@ PROGRAM_KEYS = (
     "mesh",
 )
 # Raised when what is read from a compilation changes its meaning.
-_FORMAT = "3"
+_FORMAT = "4"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,11 @@ def assemble(
         "collectives": compiled["collectives"],
         "time": compiled["time"],
         "estimate": estimate(topology, run, compiled),
-        "not_modelled": [*NOT_MODELLED, *uncounted(compiled["uncounted_loops"])],
+        "not_modelled": [
+            *NOT_MODELLED,
+            *uncounted(compiled["uncounted_loops"]),
+            *unscheduled(compiled["time"]),
+        ],
     }
 
 
@@ -86,6 +90,14 @@ def uncounted(loops: list[str]) -> list[str]:
         return []
     places = ", ".join(sorted(set(loops)))
     return [f"Loops that end by what they compute count as one iteration: {places}"]
+
+
+def unscheduled(time: dict[str, Any] | None) -> list[str]:
+    """A line on matrix products without a schedule, if there are any."""
+    if not time or not time["unscheduled"]:
+        return []
+    count = time["unscheduled"]
+    return [f"{count} matrix products, for which the compiler left no schedule"]
 
 
 def estimate(

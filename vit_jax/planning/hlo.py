@@ -258,17 +258,24 @@ def signature(module: Module, instruction: Instruction) -> str:
         return "\n".join(
             f"{x.shape} {x.opcode}({[number[n] for n in x.operands if n in number]})"
             f"{_plain(x.attributes)}{x.argument if x.opcode == 'constant' else ''}"
+            f"{inner(x)}"
             for x in computation.values()
         )
 
-    body = ""
-    if "calls" in instruction.called:
-        body = describe(module.computations[instruction.called["calls"]])
-    return f"{instruction.shape} {instruction.opcode}{body}"
+    def inner(x: Instruction) -> str:
+        called = [module.computations[name] for name in x.called.values()]
+        return "".join(f" {{\n{describe(c)}\n}}" for c in called)
+
+    return f"{instruction.shape} {instruction.opcode}{inner(instruction)}"
 
 
 def _plain(attributes: str) -> str:
-    """Attributes without names, sources and the compiler's notes."""
+    """Attributes without names, sources and the compiler's notes.
+
+    >>> _plain(", channel_id=7, dimensions={0}, to_apply=%add.3, metadata={}")
+    ', dimensions={0}'
+    """
+    attributes = re.sub(r", (channel_id=\d+|to_apply=%[\w.-]+)", "", attributes)
     for start in ("metadata=", "backend_config=", "calls=", "frontend_attributes="):
         attributes = attributes.split(f", {start}")[0]
     return attributes

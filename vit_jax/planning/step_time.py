@@ -38,6 +38,8 @@ class StepTime:
         operations read and write take.
       prefetch_ms: transfers between HBM and the chip beside other work, which are
         taken as hidden behind it.
+      unscheduled: matrix products whose schedule was not found: above 0, the time is
+        too short.
       slowest: (ms, times it runs, name in the traced program, result), for each of the
         operations that take longest.
     """
@@ -46,6 +48,7 @@ class StepTime:
     bundles_ms: float
     traffic_ms: float
     prefetch_ms: float
+    unscheduled: int
     slowest: list[tuple[float, int, str, str]]
 
     @property
@@ -59,13 +62,17 @@ def estimate(module: Module, dump: Path, chip: Chip, most: int = 12) -> StepTime
     parts = dict.fromkeys(PARTS, 0.0)
     parts["program"] = 1e3 * cycles.of_program() / chip.clock
     bundles = prefetch = moved = 0.0
+    unscheduled = 0
     operations = []
     for computation, instruction, times in module.executed():
         if instruction.opcode in ("copy-start", "slice-start"):
             prefetch += times * transferred(instruction)
         if not is_work(module, instruction):
             continue
-        count = cycles.of(instruction.name) or 0  # 0: within the program's own code
+        count = cycles.of(instruction.name)
+        if count is None:  # it is within the program's own code
+            unscheduled += times * multiplies(module, instruction)
+            count = 0
         size = traffic.hbm_bytes(module, computation, instruction)
         ms = 1e3 * max(count / chip.clock, size / chip.device_hbm_bandwidth)
         parts[part_of(instruction.op_name)] += times * ms
@@ -79,6 +86,7 @@ def estimate(module: Module, dump: Path, chip: Chip, most: int = 12) -> StepTime
         bundles_ms=1e3 * bundles / chip.clock + parts["program"],
         traffic_ms=1e3 * moved / chip.device_hbm_bandwidth,
         prefetch_ms=1e3 * prefetch / chip.device_hbm_bandwidth,
+        unscheduled=unscheduled,
         slowest=operations[:most],
     )
 
@@ -100,6 +108,15 @@ def is_work(module: Module, instruction: Instruction) -> bool:
     if opcode in ("send", "recv"):
         return False
     return not opcode.endswith(("-start", "-done", "-update"))
+
+
+def multiplies(module: Module, instruction: Instruction) -> bool:
+    """Whether an instruction, or what it calls, is a matrix product."""
+    return instruction.opcode in ("convolution", "dot") or any(
+        multiplies(module, inner)
+        for name in instruction.called.values()
+        for inner in module.computations[name].values()
+    )
 
 
 def transferred(instruction: Instruction) -> int:
