@@ -32,3 +32,22 @@ def test_quickstart_beats_a_random_forest(tmp_path: Path) -> None:
         accuracies.append(cli.metric_lines(tmp_path / str(seed))[-1]["test/accuracy"])
         print(f"seed {seed}: {accuracies[-1]}, {user + system:.0f} CPU-seconds")
     assert np.mean(accuracies) >= RANDOM_FOREST + 0.009
+
+
+@pytest.mark.slow
+def test_fused_attention_learns_as_the_plain_one(tmp_path: Path) -> None:
+    """The kernels, interpreted, in the first 250 steps: the same loss to 1e-3."""
+    losses = []
+    for attention in ("plain", "fused"):
+        cli.run(
+            "--config=configs/quickstart.py",
+            f"--workdir={tmp_path}/{attention}",
+            f"--config.model.attention={attention}",
+            "--config.total_epochs=none",
+            "--config.total_steps=250",
+            "--config.log_every=1",
+        )
+        lines = cli.metric_lines(tmp_path / attention)
+        losses.append([line["train/loss"] for line in lines])
+    assert len(losses[0]) == 250
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
