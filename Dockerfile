@@ -9,7 +9,9 @@ FROM python:3.11-slim
 ARG EXTRAS=
 WORKDIR /app
 COPY . .
-RUN pip install --no-cache-dir ".${EXTRAS}" --constraint requirements/lock-py311.txt
+# jax[tpu] names the libtpu that goes with it; the pinned one is for plans.
+RUN grep -v '^libtpu==' requirements/lock-py311.txt >/tmp/pins.txt && \
+    pip install --no-cache-dir ".${EXTRAS}" --constraint /tmp/pins.txt
 
 # --user may name an account that is not in the image: its home must be writable.
 ENV HOME=/tmp

@@ -25,7 +25,10 @@ install() {
     version=$(.venv/bin/python -c 'import sys; print("%d%d" % sys.version_info[:2])')
     pins=requirements/lock-py$version.txt
     test -e "$pins" || pins=requirements/latest.txt
-    .venv/bin/python -m pip install --quiet --editable '.[tpu]' --constraint "$pins"
+    # jax[tpu] names the libtpu that goes with it; the pinned one is for plans.
+    grep -v '^libtpu==' "$pins" >.venv/pins.txt
+    .venv/bin/python -m pip install --quiet --editable '.[tpu]' \
+        --constraint .venv/pins.txt
     touch .venv/.installed
 }
 

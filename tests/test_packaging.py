@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,23 @@ def test_make_installs_the_extras_under_the_pins(environment: str):
     extras, pinned_by = found.groups()
     assert extras == ".[dev,plan]"
     assert ROOT / pinned_by in LOCKS
+
+
+@pytest.mark.slow
+def test_what_tpu_workers_install_goes_together(tmp_path: Path):
+    """As launch/worker.sh and the Dockerfile have it, resolved and not installed."""
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    lock = ROOT / "requirements" / f"lock-{python}.txt"
+    lock = lock if lock.exists() else ROOT / "requirements" / "latest.txt"
+    lines = lock.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = tmp_path / "pins.txt"
+    kept.write_text("".join(x for x in lines if not x.startswith("libtpu==")))
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
+    done = subprocess.run(
+        [*pip, ".[tpu]", "--constraint", str(kept)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"Would install .*\blibtpu-", done.stdout)

@@ -15,7 +15,7 @@ TRAINER = Path(__file__).parent / "trainer.py"
 def main(me: str, argv: list[str]) -> None:
     match argv:
         case ["-c", code]:  # the probes of requirements/find-python.sh
-            sys.executable = me
+            sys.executable, sys.version_info = me, (3, 11, 0)  # as its name says
             exec(code, {})
         case ["-m", "venv", "--clear", directory]:
             target = Path(directory) / "bin" / "python"
@@ -38,7 +38,9 @@ def install(arguments: list[str]) -> None:
     """What pip would need to find in the current directory."""
     *flags, constraint = arguments
     assert flags == ["--quiet", "--editable", ".[tpu]", "--constraint"], arguments
-    assert Path(constraint).read_text().startswith("# Resolved on"), constraint
+    pins = Path(constraint).read_text()
+    assert pins.startswith("# Resolved on"), constraint
+    assert "\njax==" in pins and "libtpu==" not in pins, "jax[tpu] has its own"
     assert "vit_jax" in Path("setup.py").read_text()
     with state.locked() as now:
         now["installed"] += 1
