@@ -1,18 +1,15 @@
 """What the TPU compiler makes of a training step, on a machine without a TPU."""
 
-import importlib.util
 import re
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from jax.experimental import topologies
 
+from vit_jax.planning import topologies
 from vit_jax.program import Program
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the extra [plan]"
-)
+pytest.importorskip("libtpu")  # of the extra [plan], which `make test` and CI install
 
 # Scanned, under the default remat policy. There are 49 tokens, and no parameter with
 # such an axis: what has it is an activation.
@@ -35,14 +32,11 @@ DATA: Any = SimpleNamespace(
 def compiled(
     topology: str, mesh: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> str:
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
-    devices = topologies.get_topology_desc(
-        platform="tpu", topology_name=topology
-    ).devices
+    for name, value in topologies.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     program = Program(
         DATA,
-        devices,
+        topologies.devices(topologies.parse(topology)),
         seed=0,
         batch_size=32,
         total_steps=10,
