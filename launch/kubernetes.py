@@ -148,10 +148,10 @@ class _Logs:
             self._shown.add(name)
 
     def finish(self) -> None:
-        """Waits a moment for the last lines."""
+        """Waits for the last lines; a minute, should a connection hang."""
         for process in self._following:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=10)
+                process.wait(timeout=60)
 
     def stop(self) -> None:
         for process in self._following:

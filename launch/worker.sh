@@ -59,13 +59,14 @@ run() {
         lines=+1
         # One that was left behind holds the chips.
         for other in "$runs"/*; do test "$other" = "$run" || end "$other" 60; done
+        : >"$run/log"  # here, not in the keeper: `tail` below may be faster than it
         # shellcheck disable=SC2016  # expanded by the inner shell
         setsid nohup sh -c '
             run=$0
             "$@" & echo $! >"$run/pid"
             code=0; wait $! || code=$?
             echo $code >"$run/code.part"; mv "$run/code.part" "$run/code"
-        ' "$run" "$@" >"$run/log" 2>&1 </dev/null &
+        ' "$run" "$@" >>"$run/log" 2>&1 </dev/null &
         echo $! >"$run/keeper.part"; mv "$run/keeper.part" "$run/keeper"
     fi
     until test -e "$run/keeper"; do sleep 0.1; done
