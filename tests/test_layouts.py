@@ -16,8 +16,7 @@ TI = Needs(  # Ti/16 on a v5e:4x2
     slices=1,
     batch_size=64,
     accumulation_steps=2,
-    num_heads=3,
-    mlp_dim=768,
+    model={"num_heads": 3, "mlp_dim": 768},
 )
 
 
@@ -59,8 +58,7 @@ def test_nothing_works() -> None:
         slices=1,
         batch_size=9,
         accumulation_steps=1,
-        num_heads=3,
-        mlp_dim=768,
+        model={"num_heads": 3, "mlp_dim": 768},
     )
     with pytest.raises(UserError, match="No layout of 8 devices works"):
         layouts.resolve(Layout(), needs)
@@ -118,8 +116,7 @@ def test_slices_that_cannot_be_told_apart_by_tensor() -> None:
         slices=2,
         batch_size=64,
         accumulation_steps=1,
-        num_heads=8,
-        mlp_dim=64,
+        model={"num_heads": 8, "mlp_dim": 64},
     )
     with pytest.raises(UserError, match="2 slices do not divide data x fsdp 1"):
         layouts.resolve(Layout(data=1, tensor=8), needs)

@@ -7,7 +7,7 @@ the state), `tensor` (attention heads and the MLP's hidden dimension).
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,16 +53,14 @@ class Needs:
       slices: of TPUs, joined by the data-centre network.
       batch_size: global.
       accumulation_steps: micro-batches that the batch is cut into.
-      num_heads: of the model.
-      mlp_dim: of the model.
+      model: the sizes of the model that `tensor` must divide, by key.
     """
 
     devices: int
     slices: int
     batch_size: int
     accumulation_steps: int
-    num_heads: int
-    mlp_dim: int
+    model: Mapping[str, int]
 
 
 def resolve(layout: Layout, needs: Needs) -> Layout:
@@ -72,7 +70,7 @@ def resolve(layout: Layout, needs: Needs) -> Layout:
       UserError: if it cannot work: why, and the nearest layouts that do.
 
     >>> needs = Needs(devices=8, slices=1, batch_size=32, accumulation_steps=1,
-    ...               num_heads=3, mlp_dim=768)
+    ...               model={"num_heads": 3, "mlp_dim": 768})
     >>> str(resolve(Layout(fsdp=2), needs))
     'data 4 x fsdp 2 x tensor 1'
     """
@@ -109,7 +107,7 @@ def objections(layout: Layout, needs: Needs) -> Iterator[str]:
             f"{layout.data} x fsdp {layout.fsdp}{micro}; nearest that are: "
             f"{nearest_multiples(needs.batch_size, unit)})"
         )
-    for key, size in (("num_heads", needs.num_heads), ("mlp_dim", needs.mlp_dim)):
+    for key, size in needs.model.items():
         if size % layout.tensor:
             yield f"tensor {layout.tensor} does not divide model.{key} {size}"
     if layout.data * layout.fsdp % needs.slices:

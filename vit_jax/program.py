@@ -81,16 +81,17 @@ class Program:
             slices=layouts.count_slices(devices),
             batch_size=batch_size,
             accumulation_steps=accumulation_steps,
-            num_heads=plain.num_heads,
-            mlp_dim=plain.mlp_dim,
+            model=models.shared_dims(plain),
         )
         self.layout = layouts.resolve(layouts.Layout(**mesh), needs)
         self.mesh = layouts.make_mesh(self.layout, devices)
-        device = self.mesh.devices.flat[0]
-        attend = models.choose_attention(
-            plain.attention, device.platform, device.device_kind
-        )
-        self.model = plain.clone(
+        device, attend = self.mesh.devices.flat[0], None
+        if isinstance(plain, models.VisionTransformer):
+            attend = models.choose_attention(
+                plain.attention, device.platform, device.device_kind
+            )
+        self.model = models.place(
+            plain,
             constrain=sharding.residual_constraint(self.mesh),
             attend=None if attend is None else sharding.over_heads(self.mesh, attend),
             classify=sharding.shared_classifier(self.mesh),

@@ -28,12 +28,12 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(query|key|value)/kernel", (None, "tensor", None)),  # [d, h, k]
     (r"(query|key|value)/bias", ("tensor", None)),  # [h, k]
     (r"MultiHeadDotProductAttention_\d+/out/kernel", ("tensor", None, None)),  # [h,k,d]
-    (r"MlpBlock_\d+/Dense_0/kernel", (None, "tensor")),  # [d, m]
-    (r"MlpBlock_\d+/Dense_0/bias", ("tensor",)),  # [m]
-    (r"MlpBlock_\d+/Dense_1/kernel", ("tensor", None)),  # [m, d]
-    (r"head/kernel", (None, "tensor")),  # [d, classes]
-    (r"head/bias", ("tensor",)),  # [classes]
-    (r"(kernel|bias|scale|cls|pos_embedding|probe)", _NONE),
+    (r"(MlpBlock_\d+|channel_mixing)/Dense_0/kernel", (None, "tensor")),  # [d, m]
+    (r"(MlpBlock_\d+|channel_mixing)/Dense_0/bias", ("tensor",)),  # [m]
+    (r"(MlpBlock_\d+|channel_mixing)/Dense_1/kernel", ("tensor", None)),  # [m, d]
+    (r"head(_dist)?/kernel", (None, "tensor")),  # [d, classes]
+    (r"head(_dist)?/bias", ("tensor",)),  # [classes]
+    (r"(kernel|bias|scale|cls|dist|registers|pos_embedding|probe)", _NONE),
     (r"(step|count|bad_examples|notfinite_count)", _NONE),
 )
 

@@ -1,34 +1,55 @@
 """Models by name; the only part of vit_jax that knows Flax Linen."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import jax
 
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.models import layers, variants
+from vit_jax.models.attention import Attend
 from vit_jax.models.fused_attention import choose_attention
-from vit_jax.models.variants import list_models
+from vit_jax.models.mixer import MlpMixer
+from vit_jax.models.resnet import ResNet
+from vit_jax.models.variants import SIZES, list_models
 from vit_jax.models.vit import VisionTransformer
 
 __all__ = [
     "MODELS",
+    "SIZES",
+    "MlpMixer",
+    "Model",
+    "ResNet",
     "VisionTransformer",
     "choose_attention",
     "create",
     "layers",
     "list_models",
+    "place",
+    "shared_dims",
 ]
 
-MODELS = {"vit": VisionTransformer}
+Model = VisionTransformer | MlpMixer | ResNet
+MODELS: dict[str, type[Model]] = {
+    "vit": VisionTransformer,
+    "mixer": MlpMixer,
+    "resnet": ResNet,
+}
 
 
 def create(
-    *, name: Literal["vit"] = "vit", variant: str | None = None, **fields: Any
-) -> VisionTransformer:
+    *,
+    name: Literal["vit", "mixer", "resnet"] = "vit",
+    variant: str | None = None,
+    **fields: Any,
+) -> Any:
     """Builds a model from the keys of `config.model`.
 
     Args:
       name: of the architecture, a key of `MODELS`.
       variant: a published size and a patch size, such as "B/16"; see `list_models`.
+        With `name="resnet"` a depth and a width, such as "50x1".
       **fields: fields of the model. They win over the variant; None means not given.
 
     Raises:
@@ -44,7 +65,7 @@ def create(
     for key in fields:
         if key not in known:
             raise UserError(f"model.{key} is unknown: {did_you_mean(key, known)}")
-    values: dict[str, Any] = {} if variant is None else {**variants.expand(variant)}
+    values: dict[str, Any] = {} if variant is None else variants.expand(variant, name)
     values |= {key: value for key, value in fields.items() if value is not None}
     missing = [
         key
@@ -54,10 +75,35 @@ def create(
     if missing:
         raise UserError(
             f"the model has no {', '.join(missing)}: set model.variant, for example to "
-            f'"B/16", or set model.{missing[0]}'
+            f'"{list_models(name)[0]}", or set model.{missing[0]}'
         )
     _check_choices(MODELS[name], values)
     return MODELS[name](**values)
+
+
+def shared_dims(model: Model) -> dict[str, int]:
+    """The keys of a model whose values the mesh's axis `tensor` must divide.
+
+    >>> shared_dims(create(variant="Ti/16"))
+    {'num_heads': 3, 'mlp_dim': 768}
+    """
+    return {
+        key: getattr(model, key)
+        for key in ("num_heads", "mlp_dim")
+        if hasattr(model, key)
+    }
+
+
+def place(
+    model: Model,
+    *,
+    constrain: Callable[[jax.Array], jax.Array],
+    attend: Attend | None,
+    classify: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+) -> Any:
+    """The model as it runs on a mesh; see the fields of `VisionTransformer`."""
+    placed = model.clone(constrain=constrain, classify=classify)
+    return placed if attend is None else placed.clone(attend=attend)
 
 
 def _check_choices(model: type, values: dict[str, Any]) -> None:

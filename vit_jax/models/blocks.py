@@ -91,13 +91,14 @@ class AddPositionEmbs(nn.Module, kw_only=True):
 
 
 class MlpBlock(nn.Module, kw_only=True):
-    """Two dense layers with a GELU between them.
+    """Two dense layers with a GELU or a gated SiLU (SwiGLU) between them.
 
-    What GELU is applied to is named "up" for remat policies.
+    What the nonlinearity is applied to is named "up" for remat policies.
     """
 
     mlp_dim: int
     dropout: float = 0.0
+    kind: Literal["gelu", "swiglu"] = "gelu"
     gelu: Literal["tanh", "erf"] = "tanh"
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -113,10 +114,28 @@ class MlpBlock(nn.Module, kw_only=True):
             param_dtype=self.param_dtype,
         )
         width = x.shape[-1]
-        x = checkpoint_name(dense(self.mlp_dim, name="Dense_0")(x), "up")  # [b, n, m]
-        x = nn.gelu(x, approximate=self.gelu == "tanh")
+        up = self.mlp_dim if self.kind == "gelu" else 2 * self.mlp_dim
+        x = checkpoint_name(dense(up, name="Dense_0")(x), "up")
+        if self.kind == "gelu":
+            x = nn.gelu(x, approximate=self.gelu == "tanh")  # [b, n, m]
+        else:
+            gate, x = jnp.split(x, 2, axis=-1)
+            x = nn.silu(gate) * x  # [b, n, m]
         x = nn.Dropout(self.dropout, deterministic=not train, name="Dropout_0")(x)
         return dense(width, name="Dense_1")(x)  # [b, n, d]
+
+
+class LayerScale(nn.Module, kw_only=True):
+    """Multiplies each channel with a learned factor (CaiT, arXiv:2103.17239)."""
+
+    start: float
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., d] to [..., d]."""
+        init, dtype = nn.initializers.constant(self.start), jnp.dtype(self.param_dtype)
+        return x * self.param("scale", init, x.shape[-1:], dtype).astype(x.dtype)
 
 
 class Encoder1DBlock(nn.Module, kw_only=True):
@@ -131,6 +150,8 @@ class Encoder1DBlock(nn.Module, kw_only=True):
     attention_dropout: float
     stochastic_depth: float
     qk_norm: bool
+    layer_scale: float | None
+    mlp: Literal["gelu", "swiglu"]
     gelu: Literal["tanh", "erf"]
     layer_norm_epsilon: float
     dtype: str
@@ -171,15 +192,23 @@ class Encoder1DBlock(nn.Module, kw_only=True):
         mlp = MlpBlock(
             mlp_dim=self.mlp_dim,
             dropout=self.dropout,
+            kind=self.mlp,
             gelu=self.gelu,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="MlpBlock_0",
         )
 
-        def drop(branch: jax.Array, name: str) -> jax.Array:
+        def drop(branch: jax.Array, half: int) -> jax.Array:
+            name = f"Dropout_{half}"
             dropout = nn.Dropout(self.dropout, deterministic=not train, name=name)
             branch = dropout(branch)
+            if self.layer_scale is not None:
+                branch = LayerScale(
+                    start=self.layer_scale,
+                    param_dtype=self.param_dtype,
+                    name=f"LayerScale_{half}",
+                )(branch)
             if train and self.stochastic_depth:
                 branch = drop_path(branch, self.make_rng("dropout"), rate=drop_rate)
             return branch
@@ -187,12 +216,12 @@ class Encoder1DBlock(nn.Module, kw_only=True):
         # z' = MSA(LN(z)) + z  (2)
         y = norm(name="LayerNorm_0")(z)
         y, attention = msa(y, y, train=train, with_weights="/attention" in wanted)
-        z = checkpoint_name(drop(y, "Dropout_0") + z, "mid")
+        z = checkpoint_name(drop(y, 0) + z, "mid")
 
         # z = MLP(LN(z')) + z'  (3)
         y = norm(name="LayerNorm_1")(z)
         y = mlp(y, train=train)
-        z = self.constrain(drop(y, "Dropout_1") + z)
+        z = self.constrain(drop(y, 1) + z)
 
         features = {"": z, "/attention": attention}
         return z, {suffix: features[suffix] for suffix in wanted}

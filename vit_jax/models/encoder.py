@@ -4,11 +4,13 @@ Axes: b batch, n tokens, d width. Numbers such as (2) are the equations of the p
 (arXiv:2010.11929), which stand at the top of `vit.py`.
 """
 
+import math
 from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.models.blocks import AddPositionEmbs, Encoder1DBlock
@@ -30,11 +32,13 @@ REMAT_NAMES: tuple[Name, ...] = ("q", "k", "v", "attn_o", "mid", "up")
 
 
 class Encoder(nn.Module, kw_only=True):
-    """Position embeddings, the layers, and the last LayerNorm."""
+    """Position embeddings, registers, the layers, and the last LayerNorm."""
 
     block: Callable[..., nn.Module]
     depth: int
     posemb: Literal["learn", "sincos2d", "none"]
+    registers: int
+    final_norm: bool
     dropout: float
     stochastic_depth: float
     layer_norm_epsilon: float
@@ -52,23 +56,43 @@ class Encoder(nn.Module, kw_only=True):
         train: bool,
         capture: Collection[str],
     ) -> tuple[jax.Array, Features]:
-        """Embedded patches [b, n, d] to encoded tokens [b, n, d], and features."""
+        """Embedded patches [b, n, d] to encoded tokens [b, n, d], and features.
+
+        With registers there are so many tokens more, before those of the patches.
+        """
         if self.posemb != "none":
             z = AddPositionEmbs(
                 posemb=self.posemb, param_dtype=self.param_dtype, name="posembed_input"
             )(z, grid)
+        if self.registers:
+            z = self._with_registers(z, patches=math.prod(grid))
         z = nn.Dropout(self.dropout, deterministic=not train, name="Dropout_0")(z)
         z = self.constrain(z)  # z_0  (1)
 
         layers = self._scan if self.scan else self._loop
         encoded, features = layers(z, train, capture)  # z_L  (2), (3)
+        features = {"posembed_input": z, **features}
+        if not self.final_norm:
+            return encoded, features
         y = nn.LayerNorm(
             self.layer_norm_epsilon,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="encoder_norm",
         )(encoded)  # (4)
-        return y, {"posembed_input": z, **features, "encoder_norm": y}
+        return y, {**features, "encoder_norm": y}
+
+    def _with_registers(self, z: jax.Array, *, patches: int) -> jax.Array:
+        batch, tokens, width = z.shape
+        registers = self.param(
+            "registers",
+            nn.initializers.normal(stddev=0.02),
+            (1, self.registers, width),
+            jnp.dtype(self.param_dtype),
+        )
+        registers = jnp.tile(registers.astype(z.dtype), (batch, 1, 1))
+        before = tokens - patches  # class tokens
+        return jnp.concatenate([z[:, :before], registers, z[:, before:]], axis=1)
 
     def _drop_rates(self) -> np.ndarray:
         """Those of stochastic depth, from 0 in the first layer up: [depth]."""

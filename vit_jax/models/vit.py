@@ -20,10 +20,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.errors import UserError, did_you_mean
+from vit_jax.errors import UserError
 from vit_jax.models.attention import Attend
 from vit_jax.models.blocks import Head, MAPHead, classify
 from vit_jax.models.encoder import Encoder, Name, RematPolicy, lifted_block
+from vit_jax.models.inputs import check_capture, check_images
+from vit_jax.models.resnet import Standardization, stem, stem_stride
 
 
 def _identity(x: jax.Array) -> jax.Array:
@@ -45,6 +47,17 @@ class VisionTransformer(nn.Module, kw_only=True):
         every token for itself.
       posemb: position embeddings: "learn" (one for each token), "sincos2d" (fixed,
         needs no class-token position and a width that 4 divides) or "none".
+      final_norm: what the last LayerNorm is applied to: "tokens" before pooling, as in
+        the paper, or what was "pooled", as timm does with its averages (`fc_norm`).
+      registers: tokens that are put between the class token and the patches, after the
+        position embeddings, and are not pooled (arXiv:2309.16588).
+      distilled: DeiT's second class token and second head (arXiv:2012.12877), whose
+        logits are averaged with the first's. Needs `pool="token"`.
+      resnet: units of each stage of a ResNet whose output takes the image's place, for
+        hybrids such as (3, 4, 9); () is its root alone, None no ResNet. `patch_size`
+        is then in pixels of that output: `stem_stride` pixels of the image each.
+      standardization: how a hybrid's kernels are standardised; see `models.resnet`.
+      group_norm_epsilon: added to the variance in every GroupNorm of a hybrid.
       representation_size: width of a tanh layer before the head, which the paper has
         in pre-training; None leaves it out.
       dropout: rate after each dense layer but q, k, v and after the position
@@ -55,6 +68,11 @@ class VisionTransformer(nn.Module, kw_only=True):
       head_bias_init: where the head's bias starts, such as -log(num_classes) for
         sigmoid losses. The head's kernel starts at zero.
       qk_norm: LayerNorm over each head of queries and keys (arXiv:2302.05442).
+      layer_scale: where the factors of each channel that a residual branch is
+        multiplied with start (CaiT, arXiv:2103.17239), such as 1e-5; None leaves them
+        out.
+      mlp: "gelu" between two dense layers, or "swiglu" (arXiv:2002.05202), whose first
+        layer is twice as wide: the gate, then what it gates.
       gelu: "tanh" approximation, as Flax and the paper's code, or exact "erf", as
         PyTorch.
       layer_norm_epsilon: added to the variance in every LayerNorm.
@@ -91,12 +109,20 @@ class VisionTransformer(nn.Module, kw_only=True):
     num_heads: int
     pool: Literal["token", "gap", "map", "none"] = "token"
     posemb: Literal["learn", "sincos2d", "none"] = "learn"
+    final_norm: Literal["tokens", "pooled"] = "tokens"
+    registers: int = 0
+    distilled: bool = False
+    resnet: tuple[int, ...] | None = None
+    standardization: Standardization = "std+1e-5"
+    group_norm_epsilon: float = 1e-6
     representation_size: int | None = None
     dropout: float = 0.0
     attention_dropout: float = 0.0
     stochastic_depth: float = 0.0
     head_bias_init: float = 0.0
     qk_norm: bool = False
+    layer_scale: float | None = None
+    mlp: Literal["gelu", "swiglu"] = "gelu"
     gelu: Literal["tanh", "erf"] = "tanh"
     layer_norm_epsilon: float = 1e-6
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -121,9 +147,10 @@ class VisionTransformer(nn.Module, kw_only=True):
             "embedding",
             "posembed_input",
             *(name + suffix for name in blocks for suffix in ("", "/attention")),
-            "encoder_norm",
+            *(["encoder_norm"] if self.final_norm == "tokens" else []),
             *(["MAPHead_0/attention"] if self.pool == "map" else []),
             "pre_logits",
+            *(["head", "head_dist"] if self.distilled else []),
         )
 
     @nn.compact
@@ -148,6 +175,7 @@ class VisionTransformer(nn.Module, kw_only=True):
             encoder_norm: equation (4) for all tokens [b, n, d].
             MAPHead_0/attention: weights of `pool="map"` [b, h, 1, n].
             pre_logits: what the head sees [b, d], or [b, representation_size].
+            head, head_dist: with `distilled`, the logits of the two heads.
 
         Returns:
           Logits [b, num_classes] in float32; without a head what it would have seen.
@@ -159,40 +187,67 @@ class VisionTransformer(nn.Module, kw_only=True):
             another number of tokens, or a feature has an unknown name.
         """
         names = frozenset(capture or ())
-        _check_capture(names, self.feature_names)
+        check_capture(names, self.feature_names)
         x, grid = self._embed(images)
         features: dict[str, Any]
         y, features = self._encoder()(x, grid, train=train, capture=names)
         features["embedding"] = x
 
         precise = jnp.promote_types(self.dtype, jnp.float32)
+        tokens = y
         if self.pool == "token":
             y = y[:, 0]
         elif self.pool == "gap":
-            y = jnp.mean(y, axis=1, dtype=precise)
+            y = jnp.mean(y[:, self.registers :], axis=1, dtype=precise)
         elif self.pool == "map":
             y, features["MAPHead_0/attention"] = self._map_head()(y)
-        dense = functools.partial(nn.Dense, dtype=precise, param_dtype=self.param_dtype)
+        else:
+            y = y[:, self.registers :]
         y = y.astype(precise)  # [b, d]
+        if self.final_norm == "pooled":
+            y = nn.LayerNorm(
+                self.layer_norm_epsilon,
+                dtype=precise,
+                param_dtype=self.param_dtype,
+                name="fc_norm",
+            )(y)
         if self.representation_size:
-            y = nn.tanh(dense(self.representation_size, name="pre_logits")(y))
+            y = nn.Dense(
+                self.representation_size,
+                dtype=precise,
+                param_dtype=self.param_dtype,
+                name="pre_logits",
+            )(y)
+            y = nn.tanh(y)
         features["pre_logits"] = y
         if self.num_classes:
-            y = Head(
-                num_classes=self.num_classes,
-                bias_init=self.head_bias_init,
-                classify=self.classify,
-                param_dtype=self.param_dtype,
-                name="head",
-            )(y)
+            y = self._head("head")(y)
+            if self.distilled:
+                features["head"] = y
+                features["head_dist"] = self._head("head_dist")(
+                    tokens[:, 1].astype(precise)
+                )
+                y = (y + features["head_dist"]) / 2
         if capture is None:
             return y
         return y, {name: features[name] for name in names}
 
     def _embed(self, images: jax.Array) -> tuple[jax.Array, tuple[int, int]]:
         """Patches times E behind the class token [b, n, d], and the grid of patches."""
-        patch = _pair(self.patch_size)
-        _check_images(images, patch)
+        patch, stride = _pair(self.patch_size), 1
+        if self.resnet is not None:
+            stride = stem_stride(self.resnet)
+        check_images(images, (patch[0] * stride, patch[1] * stride))
+        x = images
+        if self.resnet is not None:
+            x = stem(
+                x,
+                stages=self.resnet,
+                standardization=self.standardization,
+                group_norm_epsilon=self.group_norm_epsilon,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+            )
         x = nn.Conv(
             self.width,
             patch,
@@ -201,15 +256,17 @@ class VisionTransformer(nn.Module, kw_only=True):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="embedding",
-        )(images)  # [b, H / p, W / p, d]
+        )(x)  # [b, H / p, W / p, d]
         batch, rows, columns, width = x.shape
         x = x.reshape(batch, rows * columns, width)  # [b, N, d]
-        if self.pool == "token":
-            cls = self.param(
-                "cls", nn.initializers.zeros, (1, 1, width), jnp.dtype(self.param_dtype)
+        names = ["cls"] if self.pool == "token" else []
+        names += ["dist"] if self.distilled else []
+        for name in reversed(names):
+            token = self.param(
+                name, nn.initializers.zeros, (1, 1, width), jnp.dtype(self.param_dtype)
             )
-            cls = jnp.tile(cls.astype(x.dtype), (batch, 1, 1))
-            x = jnp.concatenate([cls, x], axis=1)  # [b, N + 1, d]
+            token = jnp.tile(token.astype(x.dtype), (batch, 1, 1))
+            x = jnp.concatenate([token, x], axis=1)  # [b, N + 1, d]
         return x, (rows, columns)
 
     def _encoder(self) -> Encoder:
@@ -226,6 +283,8 @@ class VisionTransformer(nn.Module, kw_only=True):
             attention_dropout=self.attention_dropout,
             stochastic_depth=self.stochastic_depth,
             qk_norm=self.qk_norm,
+            layer_scale=self.layer_scale,
+            mlp=self.mlp,
             gelu=self.gelu,
             layer_norm_epsilon=self.layer_norm_epsilon,
             dtype=self.dtype,
@@ -237,6 +296,8 @@ class VisionTransformer(nn.Module, kw_only=True):
             block=block,
             depth=self.depth,
             posemb=self.posemb,
+            registers=self.registers,
+            final_norm=self.final_norm == "tokens",
             dropout=self.dropout,
             stochastic_depth=self.stochastic_depth,
             layer_norm_epsilon=self.layer_norm_epsilon,
@@ -259,6 +320,15 @@ class VisionTransformer(nn.Module, kw_only=True):
             name="MAPHead_0",
         )
 
+    def _head(self, name: str) -> Head:
+        return Head(
+            num_classes=self.num_classes or 0,
+            bias_init=self.head_bias_init,
+            classify=self.classify,
+            param_dtype=self.param_dtype,
+            name=name,
+        )
+
 
 def _pair(patch_size: int | tuple[int, int]) -> tuple[int, int]:
     if isinstance(patch_size, int):
@@ -277,6 +347,21 @@ def _check_fields(model: VisionTransformer) -> None:
             raise UserError(f"model.{key}={getattr(model, key)} must be at least 0")
     if min(_pair(model.patch_size)) < 1:
         raise UserError(f"model.patch_size={model.patch_size} must be at least 1")
+    if model.registers < 0:
+        raise UserError(f"model.registers={model.registers} must be at least 0")
+    if model.resnet and min(model.resnet) < 1:
+        raise UserError(
+            f"model.resnet={model.resnet}: each stage must have at least 1 unit"
+        )
+    if model.distilled and model.pool != "token":
+        raise UserError(
+            f'model.distilled needs model.pool="token"; that is "{model.pool}"'
+        )
+    if model.final_norm == "pooled" and model.pool not in ("token", "gap"):
+        raise UserError(
+            'model.final_norm="pooled" needs model.pool="gap" or "token"; that is '
+            f'"{model.pool}"'
+        )
     if model.width % model.num_heads:
         raise UserError(
             f"model.num_heads={model.num_heads} does not divide model.width="
@@ -300,31 +385,4 @@ def _check_fields(model: VisionTransformer) -> None:
         raise UserError(
             f"model.remat_names is only read with model.remat_policy="
             f'"save_only_these_names", but that is {model.remat_policy!r}'
-        )
-
-
-def _check_capture(names: Collection[str], valid: Collection[str]) -> None:
-    for name in sorted(names):
-        if name not in valid:
-            raise UserError(f'no feature "{name}": {did_you_mean(name, valid)}')
-
-
-def _check_images(images: jax.Array, patch: tuple[int, int]) -> None:
-    if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
-        raise UserError(
-            "images must be normalised floating-point pixels [batch, height, width, "
-            f"channels]; got {images.dtype} {list(images.shape)}"
-        )
-    hints = []
-    for axis, pixels, size in zip(
-        ("height", "width"), images.shape[1:3], patch, strict=True
-    ):
-        if pixels % size or not pixels:
-            below = pixels // size * size
-            nearest = [str(x) for x in (below, below + size) if x]
-            hints.append(f"nearest {axis} {' or '.join(nearest)}")
-    if hints:
-        raise UserError(
-            f"images of {images.shape[1]} x {images.shape[2]} pixels (height x width) "
-            f"cannot be cut into patches of {patch[0]} x {patch[1]}: {', '.join(hints)}"
         )

@@ -6,34 +6,46 @@ A multiply-add counts as two; elementwise work is left out, as everywhere in the
 import math
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 
 def forward_macs(model: Any, image_shape: tuple[int, int, int]) -> int:
-    """Multiply-adds of a forward pass of one image, from the shape of a ViT.
+    """Multiply-adds of a forward pass of one image.
 
     Args:
-      model: a `VisionTransformer`.
+      model: a ViT's come from its shape, those of other models and of a hybrid, whose
+        shapes are many, from its traced program.
       image_shape: (height, width, channels).
     """
+    if not hasattr(model, "num_heads") or model.resnet is not None:
+        return _traced_macs(model, image_shape)
     height, width, channels = image_shape
     patch = model.patch_size
     patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
     patches = (height // patch_height) * (width // patch_width)
-    tokens = patches + (model.pool == "token")
+    tokens = patches + (model.pool == "token") + model.distilled + model.registers
     d, m = model.width, model.mlp_dim
     embedding = patches * patch_height * patch_width * channels * d
     projections = 4 * tokens * d * d  # q, k, v, out
     attention = 2 * tokens * tokens * d  # q k^T, and weights times v
-    mlp = 2 * tokens * d * m
+    mlp = (3 if model.mlp == "swiglu" else 2) * tokens * d * m
     total = embedding + model.depth * (projections + attention + mlp)
     if model.pool == "map":  # one query attends to all tokens
         total += 2 * d * d + 2 * tokens * d * d + 2 * tokens * d + 2 * d * m
-    outputs = tokens if model.pool == "none" else 1
+    outputs = patches if model.pool == "none" else 1 + model.distilled
     if model.representation_size:
         total += outputs * d * model.representation_size
         d = model.representation_size
     return total + outputs * d * (model.num_classes or 0)
+
+
+def _traced_macs(model: Any, image_shape: tuple[int, int, int]) -> int:
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    jaxpr = jax.make_jaxpr(model.apply)(variables, images)
+    return traced_flops(jaxpr.jaxpr) // 2
 
 
 def model_flops(model: Any, image_shape: tuple[int, int, int], batch_size: int) -> int:

@@ -1,0 +1,37 @@
+"""What every model checks of its arguments."""
+
+from collections.abc import Collection
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.errors import UserError, did_you_mean
+
+
+def check_capture(names: Collection[str], valid: Collection[str]) -> None:
+    """Refuses the name of a feature that the model does not have."""
+    for name in sorted(names):
+        if name not in valid:
+            raise UserError(f'no feature "{name}": {did_you_mean(name, valid)}')
+
+
+def check_images(images: jax.Array, patch: tuple[int, int]) -> None:
+    """Refuses what is no batch of normalised images, or not divisible into patches."""
+    if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(
+            "images must be normalised floating-point pixels [batch, height, width, "
+            f"channels]; got {images.dtype} {list(images.shape)}"
+        )
+    hints = []
+    for axis, pixels, size in zip(
+        ("height", "width"), images.shape[1:3], patch, strict=True
+    ):
+        if pixels % size or not pixels:
+            below = pixels // size * size
+            nearest = [str(x) for x in (below, below + size) if x]
+            hints.append(f"nearest {axis} {' or '.join(nearest)}")
+    if hints:
+        raise UserError(
+            f"images of {images.shape[1]} x {images.shape[2]} pixels (height x width) "
+            f"cannot be cut into patches of {patch[0]} x {patch[1]}: {', '.join(hints)}"
+        )
