@@ -7,6 +7,9 @@ import os
 import signal
 from pathlib import Path
 
+# Needs the extra [crosscheck].
+collect_ignore = ["formats/make_fixtures.py"]
+
 DEVICES = "--xla_force_host_platform_device_count=8"
 CACHE = Path(__file__).parent.parent / ".jax_cache"
 

@@ -1,0 +1,43 @@
+"""Writes checkpoints as other libraries do; nothing of vit_jax."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.formats import drawn
+
+
+def safetensors(path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    """As https://huggingface.co/docs/safetensors describes the format."""
+    types = {"float32": "F32", "float16": "F16", "int64": "I64", "bfloat16": "BF16"}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, array in arrays.items():
+        header[name] = {
+            "dtype": types[array.dtype.name],
+            "shape": list(array.shape),
+            "data_offsets": [end, end + array.nbytes],
+        }
+        end += array.nbytes
+    text = json.dumps(header).encode()
+    data = b"".join(array.tobytes() for array in arrays.values())
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def of_fixture(name: str, folder: Path) -> Path:
+    """The checkpoint of a fixture, as its library would have written it."""
+    record = drawn.fixture(name)
+    arrays = drawn.draw_all(record["shapes"])
+    if name.startswith("npz-"):
+        path = folder / "weights.npz"
+        np.savez(path, **arrays)  # type: ignore[arg-type]
+        return path
+    if name.startswith("timm-"):
+        return safetensors(folder / "model.safetensors", arrays)
+    (folder / "config.json").write_text(json.dumps(record["config"]))
+    safetensors(folder / "model.safetensors", arrays)
+    return folder

@@ -1,0 +1,103 @@
+"""What the shapes of a checkpoint say of its model."""
+
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from vit_jax import models
+from vit_jax.errors import UserError
+
+Fields = dict[str, Any]
+
+
+class Inferred(NamedTuple):
+    """What a checkpoint says of its model.
+
+    Attributes:
+      fields: keywords of `models.create`.
+      patches: that the parameters are for; None where any number will do.
+      pixels: height and width of the part of the image that makes a patch.
+      grid: rows and columns of patches, where the checkpoint says them.
+    """
+
+    fields: Fields
+    patches: int | None
+    pixels: tuple[int, int]
+    grid: tuple[int, ...] | None = None
+
+    def image_size(self, given: tuple[int, int] | None) -> tuple[int, int]:
+        """(height, width) of the images that the parameters are for.
+
+        Args:
+          given: what the user says it is.
+
+        Raises:
+          UserError: if it is not known or cannot be.
+        """
+        height, width = self.pixels
+        if given is not None:
+            tokens = (given[0] // height) * (given[1] // width)
+            if self.patches is not None and tokens != self.patches:
+                raise UserError(
+                    f"image_size={given} has {tokens} patches; the position embeddings "
+                    f"are of {self.patches}"
+                )
+            return given
+        if self.patches is None:
+            return (224 // height * height, 224 // width * width)
+        if self.grid is not None:
+            return self.grid[0] * height, self.grid[1] * width
+        side = round(self.patches**0.5)
+        if side * side != self.patches or not side:
+            raise UserError(
+                f"the position embeddings are of {self.patches} patches, which is no "
+                "square: give image_size=(HEIGHT, WIDTH)"
+            )
+        return side * height, side * width
+
+
+def count(names: Iterable[str], pattern: str, *, start: int = 0) -> int:
+    r"""How many numbers the group of a pattern takes at the beginning of the names.
+
+    Raises:
+      UserError: if they are not `start`, `start` + 1, and so on.
+
+    >>> count(["blocks.0.norm", "blocks.1.norm", "norm"], r"blocks\.(\d+)\.")
+    2
+    """
+    found = {int(m[1]) for m in map(re.compile(pattern).match, names) if m}
+    if found != set(range(start, start + len(found))):
+        raise UserError(
+            f"the checkpoint numbers its layers {sorted(found)[:20]}: expected {start} "
+            f"to {start + len(found) - 1} without a gap"
+        )
+    return len(found)
+
+
+def kernel_of(size: tuple[int, ...]) -> int | tuple[int, int]:
+    """A patch size: one number where height and width are equal.
+
+    >>> kernel_of((16, 16)), kernel_of((4, 8))
+    (16, (4, 8))
+    """
+    height, width = size
+    return height if height == width else (height, width)
+
+
+def heads_of_width(width: int, depth: int, mlp_dim: int) -> int:
+    """The number of heads, where a format does not store it.
+
+    Of a published size its own; else of 64 channels each.
+
+    >>> heads_of_width(768, 12, 3072), heads_of_width(1280, 32, 5120)
+    (12, 16)
+    """
+    for size in models.SIZES.values():
+        if size[:3] == (width, depth, mlp_dim):
+            return size[3]
+    if width % 64:
+        raise UserError(
+            f"the format does not say how many heads a width of {width} has: give "
+            "num_heads="
+        )
+    return width // 64

@@ -1,0 +1,383 @@
+"""Opening a checkpoint of any format, and reading its weights as our parameters."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax import models
+from vit_jax.checkpoints.formats import huggingface, published, timm
+from vit_jax.checkpoints.formats.containers import (
+    MAX_HEADER,
+    Tensors,
+    broken,
+    open_tensors,
+)
+from vit_jax.checkpoints.formats.inferred import Fields, Inferred
+from vit_jax.checkpoints.formats.layouts import Entry, Shape
+from vit_jax.errors import UserError
+from vit_jax.sharding import path_name
+from vit_jax.state import abstract_params
+
+# What timm's files may hold that no model of ours has.
+_TIMM_IGNORED = (r"mask_token", r"(.*\.)?num_batches_tracked")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How a checkpoint's images are prepared: keys of `config.data` and its `eval`.
+
+    Attributes:
+      mean: of the channels, in [0, 1].
+      std: likewise.
+      resize: pixels of the short side before a central crop; None resizes both sides
+        to the image size.
+      interpolation: of the resizing.
+    """
+
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    resize: int | None = None
+    interpolation: str = "bicubic"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A checkpoint whose index has been read, and its weights not.
+
+    Attributes:
+      path: as given.
+      format: "npz", "big_vision", "timm" or "huggingface".
+      model: keywords of `models.create`.
+      image_size: (height, width) that the parameters are for.
+      preprocessing: of the images; None where the checkpoint does not say.
+      label_names: of the classes; None where it does not say.
+      tensors: of the file, by its own names.
+      entries: what maps to what, by their names. Each of our parameters stands once.
+      missing: our parameters that the file does not have.
+      left_over: names of the file that no parameter of ours takes.
+      ignored: those of them that every model of the kind has and does not need.
+    """
+
+    path: Path
+    format: str
+    model: Fields
+    image_size: tuple[int, int]
+    preprocessing: Preprocessing | None
+    label_names: tuple[str, ...] | None
+    tensors: Tensors
+    entries: dict[str, Entry]
+    shapes: dict[str, Shape]
+    missing: tuple[str, ...]
+    left_over: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    def check_complete(self, allow: Collection[str] = ()) -> None:
+        """Refuses what is missing or left over.
+
+        Args:
+          allow: patterns (`re.fullmatch`) of names, ours or theirs, to allow.
+
+        Raises:
+          UserError: that names the first few.
+        """
+        for names, what in (
+            (self.missing, "lacks"),
+            (self.left_over, "has, and the model has no place for,"),
+        ):
+            names = [n for n in names if not any(re.fullmatch(a, n) for a in allow)]
+            if names:
+                more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+                raise UserError(
+                    f"{self.path} {what} {', '.join(names[:5])}{more}: it may be "
+                    "incomplete, or of another model; to go on all the same, allow "
+                    "these names"
+                )
+
+    def read(
+        self,
+        *,
+        wanted: Collection[str] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        convert: Callable[[str, np.ndarray], Any] = lambda _, array: array,
+    ) -> dict[str, Any]:
+        """The parameters by path, float32, read one array after the other.
+
+        Args:
+          wanted: our paths; default all.
+          progress: called with the bytes read and the bytes to read.
+          convert: applied to each array as soon as it is read, so that two copies of
+            all never exist at the same time.
+
+        Raises:
+          UserError: for an array of a wrong shape, not of numbers, or not finite.
+        """
+        entries = [
+            entry
+            for name, entry in self.entries.items()
+            if name in self.tensors
+            and (wanted is None or any(path in wanted for path in entry.ours))
+        ]
+        total = sum(_bytes(self.tensors, entry) for entry in entries)
+        done, params = 0, {}
+        for entry in entries:
+            for path, array in self._read_entry(entry).items():
+                params[path] = convert(path, array)
+            done += _bytes(self.tensors, entry)
+            if progress is not None:
+                progress(done, total)
+        return params
+
+    def _read_entry(self, entry: Entry) -> dict[str, np.ndarray]:
+        tensor = self.tensors[entry.theirs]
+        shapes = [self.shapes[path] for path in entry.ours]
+        expected = entry.layout.shape(shapes)
+        if tensor.shape != expected:
+            raise UserError(
+                f"{self.path}: {entry.theirs} has shape {list(tensor.shape)}; this "
+                f"model's is {list(expected)}"
+            )
+        if tensor.dtype.kind not in "fV" and tensor.dtype.name != "bfloat16":
+            raise UserError(
+                f"{self.path}: {entry.theirs} is of {tensor.dtype}, not of numbers "
+                "with a fraction"
+            )
+        array = tensor.read().astype(np.float32, copy=False)
+        if not np.isfinite(array).all():
+            bad = int(array.size - np.isfinite(array).sum())
+            raise UserError(
+                f"{self.path}: {entry.theirs} has {bad:,} values of {array.size:,} "
+                "that are not finite (nan or infinity): its training has failed"
+            )
+        arrays = entry.layout.read(array, shapes)
+        return {
+            path: np.ascontiguousarray(part)
+            for path, part in zip(entry.ours, arrays, strict=True)
+        }
+
+    def table(self) -> list[tuple[str, str, str]]:
+        """What maps to what: their name, its shape, and our paths or what happens."""
+        rows = []
+        for name, tensor in self.tensors.items():
+            shape = str(list(tensor.shape))
+            if name in self.entries:
+                rows.append((name, shape, ", ".join(self.entries[name].ours)))
+            else:
+                place = "ignored" if name in self.ignored else "LEFT OVER"
+                rows.append((name, shape, place))
+        return rows + [("MISSING", str(list(self.shapes[p])), p) for p in self.missing]
+
+
+def _bytes(tensors: Tensors, entry: Entry) -> int:
+    tensor = tensors[entry.theirs]
+    return int(np.prod(tensor.shape, dtype=np.int64)) * tensor.dtype.itemsize
+
+
+def open_checkpoint(
+    path: Path,
+    *,
+    image_size: tuple[int, int] | None = None,
+    model: Mapping[str, Any] | None = None,
+) -> Opened:
+    """Reads the index of other people's checkpoint and finds out what model it is.
+
+    Args:
+      path: a .npz, .safetensors, .pth or .bin file, or a directory with config.json.
+      image_size: (height, width), where the format does not say and it is no square.
+      model: fields of the model that win over what is inferred, such as `num_heads`.
+
+    Raises:
+      UserError: if it is none of the formats, broken, or of an unknown model.
+    """
+    if path.is_dir():
+        return _open_directory(path, image_size, model or {})
+    return _open(path, open_tensors(path), {}, image_size, model or {})
+
+
+def _open_directory(
+    path: Path, image_size: tuple[int, int] | None, model: Mapping[str, Any]
+) -> Opened:
+    """A directory as `save_pretrained` or timm's hub writes it."""
+    config = _read_json(path / "config.json")
+    tensors: Tensors = {}
+    for file in _weight_files(path):
+        for name, tensor in open_tensors(file).items():
+            if name in tensors:
+                raise broken(file, f"{name} is in two files")
+            tensors[name] = tensor
+    return _open(path, tensors, config, image_size, model)
+
+
+def _weight_files(path: Path) -> list[Path]:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = path / f"{name}.index.json"
+        if index.exists():
+            names = sorted(set(_read_json(index)["weight_map"].values()))
+            # Names come from a file: they are of files in this directory, or refused.
+            if any(Path(str(n)).name != n for n in names):
+                raise broken(index, "it names files outside its directory")
+            return [path / n for n in names]
+        if (path / name).exists():
+            return [path / name]
+    raise UserError(
+        f"{path} has no model.safetensors, no pytorch_model.bin and no index of their "
+        "parts"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_HEADER:
+            raise broken(path, "it is far too long")
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise broken(path, "it is no JSON") from error
+    if not isinstance(found, dict):
+        raise broken(path, "it is no JSON object")
+    return found
+
+
+def _open(
+    path: Path,
+    tensors: Tensors,
+    config: Mapping[str, Any],
+    image_size: tuple[int, int] | None,
+    given: Mapping[str, Any],
+) -> Opened:
+    theirs = {name: tensor.shape for name, tensor in tensors.items()}
+    try:
+        format_, inferred, entries_of, ignored = _recognize(path, theirs, config)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{path}: cannot tell which model it is; {type(error).__name__}: {error}"
+        ) from error
+    fields = {**inferred.fields, **given}
+    size = inferred.image_size(image_size)
+    shapes = shapes_of(fields, size)
+    entries, covered = {}, set()
+    for entry in entries_of(fields, shapes):
+        if entry.theirs in theirs and all(path in shapes for path in entry.ours):
+            entries[entry.theirs] = entry
+            covered |= set(entry.ours)
+    rest = [name for name in theirs if name not in entries]
+    beside = [n for n in rest if any(re.fullmatch(p, n) for p in ignored)]
+    preprocessing, labels = _around(path, config)
+    return Opened(
+        path=path,
+        format=format_,
+        model=fields,
+        image_size=size,
+        preprocessing=preprocessing,
+        label_names=labels,
+        tensors=tensors,
+        entries=entries,
+        shapes=shapes,
+        missing=tuple(p for p in shapes if p not in covered),
+        left_over=tuple(n for n in rest if n not in beside),
+        ignored=tuple(beside),
+    )
+
+
+EntriesOf = Callable[[Fields, Mapping[str, Shape]], Sequence[Entry]]
+
+
+def _recognize(
+    path: Path, theirs: Mapping[str, Shape], config: Mapping[str, Any]
+) -> tuple[str, Inferred, EntriesOf, Sequence[str]]:
+    """The format, the model, what maps to what, and what may be left over."""
+    if "model_type" in config:
+        inferred = huggingface.infer(config, theirs)
+        kind = config["model_type"]
+        kind = "siglip_vision_model" if kind == "siglip" else kind
+        prefix = huggingface.prefix_of(theirs, kind)
+        return (
+            "huggingface",
+            inferred,
+            lambda fields, _: huggingface.entries(fields, kind, prefix),
+            huggingface.IGNORED,
+        )
+    if timm.recognizes(theirs):
+        return (
+            "timm",
+            timm.infer(theirs),
+            lambda fields, _: timm.entries(fields, theirs),
+            _TIMM_IGNORED,
+        )
+    names = published.find_names(theirs)
+    if names is None:
+        first = ", ".join(list(theirs)[:4]) or "nothing"
+        raise UserError(
+            f"{path} is of no model that is known here: it holds {first}, ..."
+        )
+    ours = published.ours_shapes(names, theirs)
+    style = "big_vision" if names.style == "big_vision" else "npz"
+    return (
+        style,
+        published.infer(ours),
+        lambda _, shapes: published.entries(names, shapes, theirs),
+        (r"(?!.*img/).*(txt/.*|/t|/b)", r"opt/.*", r"extra/.*") if names.prefix else (),
+    )
+
+
+def shapes_of(
+    fields: Mapping[str, Any], image_size: tuple[int, int]
+) -> dict[str, Shape]:
+    """The shapes of a model's parameters by path, layers in a loop."""
+    model = models.create(**{**fields, **_looped(fields)})
+    tree = abstract_params(model, (*image_size, 3))
+    return {
+        path_name(path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _looped(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {"scan": False} if fields["name"] == "vit" else {}
+
+
+def _around(
+    path: Path, config: Mapping[str, Any]
+) -> tuple[Preprocessing | None, tuple[str, ...] | None]:
+    """How images are prepared and what the classes are called, from files beside it."""
+    labels = None
+    if isinstance(config.get("id2label"), dict):
+        names = config["id2label"]
+        try:
+            labels = tuple(str(names[str(i)]) for i in range(len(names)))
+        except KeyError:
+            labels = None
+    if isinstance(config.get("pretrained_cfg"), dict):
+        return _timm_preprocessing(config["pretrained_cfg"]), labels
+    if path.is_dir() and (path / "preprocessor_config.json").exists():
+        return _hf_preprocessing(_read_json(path / "preprocessor_config.json")), labels
+    return None, labels
+
+
+def _timm_preprocessing(cfg: Mapping[str, Any]) -> Preprocessing:
+    size = cfg["input_size"][-1]
+    return Preprocessing(
+        mean=tuple(cfg["mean"]),
+        std=tuple(cfg["std"]),
+        resize=int(size / cfg["crop_pct"]),
+        interpolation=cfg["interpolation"],
+    )
+
+
+def _hf_preprocessing(cfg: Mapping[str, Any]) -> Preprocessing:
+    size = cfg["size"]
+    return Preprocessing(
+        mean=tuple(cfg["image_mean"]),
+        std=tuple(cfg["image_std"]),
+        resize=size.get("shortest_edge") if isinstance(size, dict) else None,
+        # Numbers of PIL's filters.
+        interpolation={2: "bilinear", 3: "bicubic"}.get(cfg["resample"], "bicubic"),
+    )

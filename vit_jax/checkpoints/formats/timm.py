@@ -1,0 +1,285 @@
+"""timm's names: ViT, DeiT, hybrids, DINOv2, SigLIP, BiT and Mixer.
+
+The names and layouts are those of timm's `vision_transformer.py`, `resnetv2.py` and
+`mlp_mixer.py`. A state dict does not say how many heads fused q, k, v have, nor which
+GELU they were trained with: see `infer`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from vit_jax.checkpoints.formats.inferred import (
+    Fields,
+    Inferred,
+    count,
+    heads_of_width,
+    kernel_of,
+)
+from vit_jax.checkpoints.formats.layouts import (
+    CONV,
+    DENSE,
+    DENSE_AS_CONV,
+    FROM_HEADS,
+    SAME,
+    Entry,
+    Shape,
+    after,
+    to_heads,
+    to_heads_bias,
+)
+from vit_jax.errors import UserError
+
+_STEM = "patch_embed.backbone."
+
+
+def recognizes(shapes: Mapping[str, Shape]) -> bool:
+    """Whether these are timm's names."""
+    ends = ("blocks.0.attn.qkv.weight", "blocks.0.mlp_tokens.fc1.weight")
+    return any(n in shapes for n in (*ends, "stages.0.blocks.0.conv1.weight"))
+
+
+def infer(shapes: Mapping[str, Shape]) -> Inferred:
+    """The fields of the model that a state dict is of.
+
+    Heads have 64 channels, but in the published sizes that do not. GELU is exact, as
+    in timm.
+
+    Args:
+      shapes: of the tensors by name.
+    """
+    if "blocks.0.mlp_tokens.fc1.weight" in shapes:
+        return _infer_mixer(shapes)
+    if "stages.0.blocks.0.conv1.weight" in shapes:
+        return _infer_resnet(shapes)
+    width = shapes["patch_embed.proj.weight"][0]
+    depth = count(shapes, r"blocks\.(\d+)\.")
+    mlp_dim = shapes["blocks.0.mlp.fc1.weight"][0]
+    swiglu = mlp_dim == 2 * shapes["blocks.0.mlp.fc2.weight"][1]
+    patch = kernel_of(shapes["patch_embed.proj.weight"][2:])
+    has_class = "cls_token" in shapes
+    fields: Fields = {
+        "name": "vit",
+        "patch_size": patch,
+        "width": width,
+        "depth": depth,
+        "mlp_dim": mlp_dim // 2 if swiglu else mlp_dim,
+        "num_heads": heads_of_width(width, depth, mlp_dim),
+        "mlp": "swiglu" if swiglu else "gelu",
+        "gelu": "erf",
+        "pool": "token" if has_class else "gap",
+        "posemb": "learn" if "pos_embed" in shapes else "none",
+        "final_norm": "pooled" if "fc_norm.weight" in shapes else "tokens",
+        "distilled": "dist_token" in shapes,
+        # Where training started is not in a file, and does not matter for weights.
+        "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in shapes else None,
+    }
+    if "attn_pool.latent" in shapes:
+        fields["pool"] = "map"
+    if "reg_token" in shapes:
+        fields["registers"] = shapes["reg_token"][1]
+    stride = 1
+    if f"{_STEM}conv.weight" in shapes or f"{_STEM}stem.conv.weight" in shapes:
+        stages = count(shapes, rf"{re.escape(_STEM)}stages\.(\d+)\.")
+        fields["resnet"] = tuple(
+            count(shapes, rf"{re.escape(_STEM)}stages\.{i}\.blocks\.(\d+)\.")
+            for i in range(stages)
+        )
+        fields |= {"standardization": "var+1e-8", "group_norm_epsilon": 1e-5}
+        stride = 4 * 2 ** max(stages - 1, 0)
+    if "head.weight" in shapes:
+        fields["num_classes"] = shapes["head.weight"][0]
+    height, width = patch if isinstance(patch, tuple) else (patch, patch)
+    patches = None
+    if "pos_embed" in shapes:
+        patches = shapes["pos_embed"][1] - _with_position(shapes)
+    return Inferred(fields, patches, (height * stride, width * stride))
+
+
+def entries(fields: Fields, shapes: Mapping[str, Shape]) -> list[Entry]:
+    """What maps to what.
+
+    Args:
+      fields: of the model, as `infer` returns them.
+      shapes: of the tensors; None of them when there is no file yet, to write one.
+    """
+    if fields["name"] == "mixer":
+        return list(_mixer(fields))
+    if fields["name"] == "resnet":
+        return list(_resnet(fields))
+    return list(_vit(fields, shapes))
+
+
+def _with_position(shapes: Mapping[str, Shape]) -> int:
+    """How many class tokens have a position embedding."""
+    tokens = ("cls_token" in shapes) + ("dist_token" in shapes)
+    rest = shapes["pos_embed"][1] - tokens
+    # `no_embed_class`, which every timm model with both has; others say it by their
+    # numbers, since an image's patches have at least a grid.
+    if "reg_token" in shapes or not _is_square(rest):
+        return 0 if _is_square(shapes["pos_embed"][1]) else tokens
+    return tokens
+
+
+def _is_square(n: int) -> bool:
+    return n > 0 and round(n**0.5) ** 2 == n
+
+
+def dense(theirs: str, ours: str) -> Iterator[Entry]:
+    """A dense layer with a bias."""
+    yield Entry(f"{theirs}.weight", (f"{ours}/kernel",), DENSE)
+    yield Entry(f"{theirs}.bias", (f"{ours}/bias",), SAME)
+
+
+def norm(theirs: str, ours: str) -> Iterator[Entry]:
+    """A LayerNorm or GroupNorm."""
+    yield Entry(f"{theirs}.weight", (f"{ours}/scale",), SAME)
+    yield Entry(f"{theirs}.bias", (f"{ours}/bias",), SAME)
+
+
+def conv(theirs: str, ours: str) -> Iterator[Entry]:
+    """A convolution with a bias."""
+    yield Entry(f"{theirs}.weight", (f"{ours}/kernel",), CONV)
+    yield Entry(f"{theirs}.bias", (f"{ours}/bias",), SAME)
+
+
+def _vit(fields: Fields, shapes: Mapping[str, Shape]) -> Iterator[Entry]:
+    if fields.get("resnet") is not None:
+        yield from _stem(fields["resnet"])
+    yield from conv("patch_embed.proj", "embedding")
+    yield Entry("cls_token", ("cls",), SAME)
+    yield Entry("dist_token", ("dist",), SAME)
+    yield Entry("reg_token", ("Transformer/registers",), SAME)
+    tokens = (fields["pool"] == "token") + bool(fields.get("distilled"))
+    if "pos_embed" in shapes:
+        without = tokens - _with_position(shapes)
+    else:
+        without = tokens if fields.get("registers") else 0
+    yield Entry(
+        "pos_embed",
+        ("Transformer/posembed_input/pos_embedding",),
+        after(without) if without else SAME,
+    )
+    for i in range(fields["depth"]):
+        yield from _block(f"blocks.{i}", f"Transformer/encoderblock_{i}")
+    yield from norm("norm", "Transformer/encoder_norm")
+    yield from norm("fc_norm", "fc_norm")
+    yield from _attention_pool()
+    yield from dense("head", "head")
+    yield from dense("head_dist", "head_dist")
+
+
+def _block(theirs: str, ours: str) -> Iterator[Entry]:
+    attention = f"{ours}/MultiHeadDotProductAttention_0"
+    yield from norm(f"{theirs}.norm1", f"{ours}/LayerNorm_0")
+    kernels = tuple(f"{attention}/{n}/kernel" for n in ("query", "key", "value"))
+    biases = tuple(f"{attention}/{n}/bias" for n in ("query", "key", "value"))
+    yield Entry(f"{theirs}.attn.qkv.weight", kernels, to_heads(3))
+    yield Entry(f"{theirs}.attn.qkv.bias", biases, to_heads_bias(3))
+    yield Entry(f"{theirs}.attn.proj.weight", (f"{attention}/out/kernel",), FROM_HEADS)
+    yield Entry(f"{theirs}.attn.proj.bias", (f"{attention}/out/bias",), SAME)
+    yield from norm(f"{theirs}.norm2", f"{ours}/LayerNorm_1")
+    yield from dense(f"{theirs}.mlp.fc1", f"{ours}/MlpBlock_0/Dense_0")
+    yield from dense(f"{theirs}.mlp.fc2", f"{ours}/MlpBlock_0/Dense_1")
+    for i in range(2):
+        yield Entry(
+            f"{theirs}.ls{i + 1}.gamma", (f"{ours}/LayerScale_{i}/scale",), SAME
+        )
+
+
+def _attention_pool() -> Iterator[Entry]:
+    ours = "MAPHead_0/MultiHeadDotProductAttention_0"
+    yield Entry("attn_pool.latent", ("MAPHead_0/probe",), SAME)
+    yield Entry("attn_pool.q.weight", (f"{ours}/query/kernel",), to_heads())
+    yield Entry("attn_pool.q.bias", (f"{ours}/query/bias",), to_heads_bias())
+    kernels = (f"{ours}/key/kernel", f"{ours}/value/kernel")
+    yield Entry("attn_pool.kv.weight", kernels, to_heads(2))
+    biases = (f"{ours}/key/bias", f"{ours}/value/bias")
+    yield Entry("attn_pool.kv.bias", biases, to_heads_bias(2))
+    yield Entry("attn_pool.proj.weight", (f"{ours}/out/kernel",), FROM_HEADS)
+    yield Entry("attn_pool.proj.bias", (f"{ours}/out/bias",), SAME)
+    yield from norm("attn_pool.norm", "MAPHead_0/LayerNorm_0")
+    yield from dense("attn_pool.mlp.fc1", "MAPHead_0/MlpBlock_0/Dense_0")
+    yield from dense("attn_pool.mlp.fc2", "MAPHead_0/MlpBlock_0/Dense_1")
+
+
+def _stem(stages: tuple[int, ...]) -> Iterator[Entry]:
+    # With no stages timm has the root alone, without the level around it.
+    root = f"{_STEM}stem." if stages else _STEM
+    yield Entry(f"{root}conv.weight", ("conv_root/kernel",), CONV)
+    yield from norm(f"{root}norm", "gn_root")
+    for i, units in enumerate(stages):
+        for j in range(units):
+            theirs = f"{_STEM}stages.{i}.blocks.{j}"
+            ours = f"block{i + 1}/unit{j + 1}"
+            yield from _unit(theirs, ours)
+            yield from norm(f"{theirs}.downsample.norm", f"{ours}/gn_proj")
+
+
+def _unit(theirs: str, ours: str) -> Iterator[Entry]:
+    yield Entry(f"{theirs}.downsample.conv.weight", (f"{ours}/conv_proj/kernel",), CONV)
+    for i in (1, 2, 3):
+        yield Entry(f"{theirs}.conv{i}.weight", (f"{ours}/conv{i}/kernel",), CONV)
+        yield from norm(f"{theirs}.norm{i}", f"{ours}/gn{i}")
+
+
+def _infer_resnet(shapes: Mapping[str, Shape]) -> Inferred:
+    stages = count(shapes, r"stages\.(\d+)\.")
+    fields: Fields = {
+        "name": "resnet",
+        "stages": tuple(
+            count(shapes, rf"stages\.{i}\.blocks\.(\d+)\.") for i in range(stages)
+        ),
+        "width_factor": shapes["stem.conv.weight"][0] // 64,
+        "standardization": "var+1e-8",
+    }
+    if "stem.norm.weight" in shapes:
+        raise UserError(
+            "this ResNet has its activations after its convolutions: of timm's "
+            "resnetv2, those with `bit` in their names can be read"
+        )
+    if "head.fc.weight" in shapes:
+        fields["num_classes"] = shapes["head.fc.weight"][0]
+    return Inferred(fields, None, (1, 1))
+
+
+def _resnet(fields: Fields) -> Iterator[Entry]:
+    yield Entry("stem.conv.weight", ("conv_root/kernel",), CONV)
+    for i, units in enumerate(fields["stages"]):
+        for j in range(units):
+            yield from _unit(f"stages.{i}.blocks.{j}", f"block{i + 1}/unit{j + 1}")
+    yield from norm("norm", "norm-pre-head")
+    yield Entry("head.fc.weight", ("head/kernel",), DENSE_AS_CONV)
+    yield Entry("head.fc.bias", ("head/bias",), SAME)
+
+
+def _infer_mixer(shapes: Mapping[str, Shape]) -> Inferred:
+    patch = kernel_of(shapes["stem.proj.weight"][2:])
+    assert isinstance(patch, int)
+    tokens_mlp_dim, tokens = shapes["blocks.0.mlp_tokens.fc1.weight"]
+    fields: Fields = {
+        "name": "mixer",
+        "patch_size": patch,
+        "width": shapes["stem.proj.weight"][0],
+        "depth": count(shapes, r"blocks\.(\d+)\."),
+        "tokens_mlp_dim": tokens_mlp_dim,
+        "mlp_dim": shapes["blocks.0.mlp_channels.fc1.weight"][0],
+        "gelu": "erf",
+    }
+    if "head.weight" in shapes:
+        fields["num_classes"] = shapes["head.weight"][0]
+    return Inferred(fields, tokens, (patch, patch))
+
+
+def _mixer(fields: Fields) -> Iterator[Entry]:
+    yield from conv("stem.proj", "stem")
+    for i in range(fields["depth"]):
+        theirs, ours = f"blocks.{i}", f"MixerBlock_{i}"
+        for j, mixing in enumerate(("token", "channel")):
+            yield from norm(f"{theirs}.norm{j + 1}", f"{ours}/LayerNorm_{j}")
+            for k in range(2):
+                yield from dense(
+                    f"{theirs}.mlp_{mixing}s.fc{k + 1}",
+                    f"{ours}/{mixing}_mixing/Dense_{k}",
+                )
+    yield from norm("norm", "pre_head_layer_norm")
+    yield from dense("head", "head")
