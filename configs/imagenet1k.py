@@ -20,7 +20,7 @@ REPRESENTATION_SIZES = {"Ti": 192, "S": 384, "B": 768, "L": 1024, "H": 1280}
 
 def get_config(variant: str = "B/16") -> ConfigDict:
     """Table 3, row "ImageNet"; Adam's betas and the warm-up are of section 4.1."""
-    size = variant.split("/")[0]
+    size = variant.rpartition("-")[2].split("/")[0]  # of R50+ViT-B/16: B
     config = ConfigDict(
         {
             "seed": 0,

@@ -37,10 +37,10 @@ LAYERS: tuple[set[str], ...] = (
     },
     {"distributed", "votes"},
     {"checkpoints", "data", "metrics", "state", "steps", "workdirs"},
-    {"evaluators", "observer", "program"},
+    {"evaluators", "loading", "observer", "program"},
     {"run"},
-    {"config", "planning", "train"},
-    {"main", "plan"},
+    {"config", "planning", "train", "visualize"},
+    {"main", "plan", "predict"},
     {"__init__"},
 )
 LAYER_OF = {name: i for i, layer in enumerate(LAYERS) for name in layer}

@@ -7,12 +7,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vit_jax.loading import load
     from vit_jax.models import list_models
 
 __version__ = "0.1.0.dev0"
-__all__ = ["__version__", "list_models"]
+__all__ = ["__version__", "list_models", "load"]
 
-_LAZY = {"list_models": "vit_jax.models"}
+_LAZY = {"list_models": "vit_jax.models", "load": "vit_jax.loading"}
 
 
 def __getattr__(name: str) -> Any:

@@ -72,6 +72,9 @@ def train_from(
         saved.check_space(run.abstract_state)
         if distributed.is_first():
             workdirs.write_config(workdir, config)
+            if (names := run.dataset.label_names) is not None:
+                text = json.dumps(names, indent=0, ensure_ascii=False) + "\n"
+                workdirs.write_atomically(workdir / workdirs.LABEL_NAMES, text)
             overview = metrics.parameter_overview(run.abstract_state.params)
             workdirs.write_atomically(workdir / "parameters.txt", overview + "\n")
             announce(workdir, run, saved.position.step, overview)

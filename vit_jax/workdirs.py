@@ -1,7 +1,7 @@
 """The directory of a run: `config.json`, and whether it can be written at all.
 
-A workdir holds config.json, parameters.txt, metrics.jsonl, checkpoints/, evals/ and
-tensorboard/.
+A workdir holds config.json, parameters.txt, labels.json (the names of the classes,
+where the data has them), metrics.jsonl, checkpoints/, evals/ and tensorboard/.
 """
 
 import fcntl
@@ -13,6 +13,8 @@ from absl import logging
 from etils import epath
 
 from vit_jax.errors import UserError
+
+LABEL_NAMES = "labels.json"
 
 
 def absolute(path: str) -> epath.Path:

@@ -1,6 +1,19 @@
-"""Checkpoints: our own, by Orbax."""
+"""Checkpoints: our own, by Orbax, and in `formats` those of other libraries."""
 
 from vit_jax.checkpoints.manager import Checkpoints
-from vit_jax.checkpoints.reading import Position, choose, read_params
+from vit_jax.checkpoints.reading import (
+    Position,
+    choose,
+    head_width,
+    read_config,
+    read_params,
+)
 
-__all__ = ["Checkpoints", "Position", "choose", "read_params"]
+__all__ = [
+    "Checkpoints",
+    "Position",
+    "choose",
+    "head_width",
+    "read_config",
+    "read_params",
+]

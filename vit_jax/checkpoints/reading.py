@@ -204,6 +204,28 @@ def _read_params(directory: epath.Path, abstract: Params) -> Params:
     return read_item(directory / item, abstract)
 
 
+def read_config(directory: epath.Path) -> dict[str, Any]:
+    """The config of the run that made a checkpoint.
+
+    Raises:
+      UserError: if it cannot be read.
+    """
+    try:
+        return dict(read_json(directory / "config"))
+    except BROKEN as error:
+        raise UserError(
+            f"{directory}: its config cannot be read ({type(error).__name__}): name "
+            "another checkpoint"
+        ) from error
+
+
+def head_width(directory: epath.Path) -> int | None:
+    """The number of classes of the head in a checkpoint; None without one."""
+    shapes = stored_shapes(directory)
+    path = "params/head/kernel"
+    return shapes[path][0][-1] if path in shapes else None
+
+
 def choose(path: epath.Path, step: int | None = None) -> epath.Path:
     """The checkpoint that `read_params` takes; see its arguments."""
     if path.name.isdigit() and (path / "params").exists():

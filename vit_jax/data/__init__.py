@@ -8,6 +8,7 @@ from typing import Any
 from vit_jax.data import pipeline
 from vit_jax.data.builder import Batch
 from vit_jax.data.dataset import Dataset
+from vit_jax.data.decode import to_rgb
 from vit_jax.data.sources import Source, open_source
 from vit_jax.data.transforms import EvalTransform, TrainTransform
 from vit_jax.errors import UserError
@@ -19,6 +20,7 @@ __all__ = [
     "Source",
     "TrainTransform",
     "make",
+    "to_rgb",
 ]
 
 

@@ -1,6 +1,7 @@
 """Image files to uint8 RGB."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -67,6 +68,37 @@ def _to_rgb(image: np.ndarray, data: bytes, where: str) -> np.ndarray:
     else:
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     return rotate(image, _orientation(data))
+
+
+def to_rgb(image: Any) -> np.ndarray:
+    """An image in memory as uint8 [h, w, 3], treated as `decode` treats files.
+
+    Args:
+        image: a PIL image, or a uint8 array [h, w] or [h, w, 1, 3 or 4].
+
+    Raises:
+        UserError: for other arrays.
+
+    >>> to_rgb(np.zeros((2, 5), np.uint8)).shape
+    (2, 5, 3)
+    """
+    orientation = 1
+    if hasattr(image, "getexif"):  # of PIL, which need not be installed
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        alpha = "A" in image.getbands() or "transparency" in image.info
+        image = image.convert("RGBA" if alpha else "RGB")
+    array = np.asarray(image)
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
+        raise UserError(
+            "expected an image of uint8 pixels [height, width] or [height, width, 1, 3 "
+            f"or 4], got {array.dtype} {list(array.shape)}"
+        )
+    if channels == 1:
+        array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
+    elif channels == 4:
+        array = over_white(array)
+    return rotate(array, orientation)
 
 
 def over_white(image: np.ndarray) -> np.ndarray:

@@ -173,6 +173,22 @@ class Opened:
         return rows + [("MISSING", str(list(self.shapes[p])), p) for p in self.missing]
 
 
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Paths such as "head/bias" as a tree of dicts.
+
+    >>> nest({"head/bias": 1, "head/kernel": 2, "cls": 3})
+    {'head': {'bias': 1, 'kernel': 2}, 'cls': 3}
+    """
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = leaf
+    return tree
+
+
 def _bytes(tensors: Tensors, entry: Entry) -> int:
     tensor = tensors[entry.theirs]
     return int(np.prod(tensor.shape, dtype=np.int64)) * tensor.dtype.itemsize
@@ -203,6 +219,11 @@ def _open_directory(
     path: Path, image_size: tuple[int, int] | None, model: Mapping[str, Any]
 ) -> Opened:
     """A directory as `save_pretrained` or timm's hub writes it."""
+    if not (path / "config.json").exists():
+        raise UserError(
+            f"{path} is neither a workdir, with checkpoints/ in it, nor a directory of "
+            "Hugging Face or timm, with config.json"
+        )
     config = _read_json(path / "config.json")
     tensors: Tensors = {}
     for file in _weight_files(path):

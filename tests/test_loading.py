@@ -1,0 +1,237 @@
+"""What was trained, or came from elsewhere, is loaded in one line and predicts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+import vit_jax
+from tests import cli
+from tests.formats import drawn, files
+from vit_jax import data, models, predict, visualize
+from vit_jax.data.decode import decode
+from vit_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workdir whose best checkpoint is not its newest."""
+    workdir = tmp_path_factory.mktemp("trained")
+    cli.run(f"--config={cli.EVERYTHING}", f"--workdir={workdir}")
+    assert len(cli.saved_steps(workdir)) == 3
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 200 images that the recipe evaluates, as PNG files in folders of classes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    dataset = data.make(
+        name="fashion_mnist_mini", split="test[:10%]", image_size=28, train={}, eval={}
+    )
+    (batch,) = dataset.eval_batches(batch_size=200)
+    for i, (image, label) in enumerate(
+        zip(batch["image"], batch["label"], strict=True)
+    ):
+        (folder / f"{label}").mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / f"{label}" / f"{i:03}.png"), image[..., ::-1])
+    return folder
+
+
+def test_predictions_have_the_accuracy_that_training_reported(
+    trained: Path, pictures: Path, capsys: pytest.CaptureFixture
+) -> None:
+    lines = {line["step"]: line for line in cli.metric_lines(trained)}
+    found = {s: x["test/accuracy"] for s, x in lines.items() if "test/accuracy" in x}
+    best = max(found, key=found.__getitem__)
+    assert found[best] != found[60]
+    for step in (None, 60):
+        flags = [] if step is None else [f"--step={step}"]
+        args = [f"--checkpoint={trained}", "--json", str(pictures), *flags]
+        assert predict.main(["predict", *args]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert len(found) == 200
+        right = [Path(f["file"]).parent.name for f in found]
+        likeliest = [str(f["predictions"][0]["class"]) for f in found]
+        accuracy = np.mean([a == b for a, b in zip(right, likeliest, strict=True)])
+        assert accuracy == pytest.approx(lines[step or best]["test/accuracy"])
+    chances = [p["probability"] for p in found[0]["predictions"]]
+    assert len(chances) == 5 and chances == sorted(chances, reverse=True)
+
+
+def test_a_workdir_in_python(trained: Path) -> None:
+    model = vit_jax.load(str(trained))
+    images = np.random.default_rng(0).integers(0, 255, (3, 28, 28, 3), np.uint8)
+    logits = np.asarray(model(images))
+    assert logits.shape == (3, 10) and logits.dtype == np.float32
+    normalised = (images.astype(np.float32) / 255 - 0.5) / 0.5
+    np.testing.assert_allclose(model(normalised), logits, atol=1e-5)
+    features = model.features(images)
+    head = model.params["head"]
+    np.testing.assert_allclose(
+        features @ head["kernel"] + head["bias"], logits, atol=1e-5
+    )
+    named = model.features(images, ["encoderblock_0", "encoderblock_1/attention"])
+    assert named["encoderblock_0"].shape == (3, 17, 32)
+    assert named["encoderblock_1/attention"].shape == (3, 4, 17, 17)
+    odds = np.exp(logits)
+    np.testing.assert_allclose(
+        model.probabilities(logits), odds / odds.sum(1, keepdims=True), rtol=1e-5
+    )
+    model.loss = "sigmoid_xent"
+    np.testing.assert_allclose(
+        model.probabilities(logits), odds / (1 + odds), rtol=1e-5
+    )
+    assert model.config["width"] == 32 and model.image_size == (28, 28)
+    assert model.label_names is not None and model.label_names[9] == "Ankle boot"
+    # The averaged parameters, of the best step.
+    saved = cli.saved_arrays(trained, 60)
+    newest = vit_jax.load(str(trained), step=60).params["head"]["bias"]
+    key = "ema_params['head']['bias']"
+    np.testing.assert_array_equal(newest, saved[key])
+    assert not np.array_equal(newest, head["bias"])
+    half = vit_jax.load(str(trained / "checkpoints" / "60"), dtype="bfloat16")
+    assert (
+        np.abs(half(images) - vit_jax.load(str(trained), step=60)(images)).max() > 1e-6
+    )
+
+
+def test_other_libraries_in_python(tmp_path: Path) -> None:
+    path = files.of_fixture("hf-vit", tmp_path)
+    (path / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "image_mean": [0.4, 0.5, 0.6],
+                "image_std": [0.2, 0.3, 0.4],
+                "resample": 2,
+                "size": {"height": 28, "width": 28},
+            }
+        )
+    )
+    seen = []
+    model = vit_jax.load(str(path), progress=lambda *done: seen.append(done))
+    assert seen[-1][0] == seen[-1][1] > 0
+    assert (model.mean, model.std) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    expected = drawn.fixture("hf-vit")["outputs"]
+    np.testing.assert_allclose(model(drawn.images((28, 28))), expected, atol=1e-4)
+    assert model.label_names == ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3", "LABEL_4")
+    timm = files.of_fixture("timm-deit", tmp_path)
+    with pytest.raises(UserError, match=r"step=3: .* is no workdir"):
+        vit_jax.load(str(timm / "model.safetensors" if timm.is_dir() else timm), step=3)
+
+
+def test_preprocessing_agrees_with_pil(tmp_path: Path) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    smooth = cv2.resize(rng.integers(0, 255, (9, 12, 3), np.uint8), (90, 60))
+    path = files.of_fixture("hf-vit", tmp_path)
+    for resample, filter_ in (
+        (2, Image.Resampling.BILINEAR),
+        (3, Image.Resampling.BICUBIC),
+    ):
+        config = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": resample}
+        config["size"] = {"height": 28, "width": 28}
+        (path / "preprocessor_config.json").write_text(json.dumps(config))
+        model = vit_jax.load(str(path))
+        expected = np.asarray(Image.fromarray(smooth).resize((28, 28), filter_), int)
+        found = model.preprocess(Image.fromarray(smooth))
+        assert found.dtype == np.uint8
+        assert np.abs(found - expected).max() <= 1  # PIL rounds between two passes
+        config["size"] = {"shortest_edge": 32}
+        (path / "preprocessor_config.json").write_text(json.dumps(config))
+        wide = Image.fromarray(smooth).resize((48, 32), filter_)
+        expected = np.asarray(wide.crop((10, 2, 38, 30)), int)
+        found = vit_jax.load(str(path)).preprocess(smooth)
+        assert np.abs(found - expected).max() <= 1
+
+
+def test_images_in_memory_are_treated_as_files_are() -> None:
+    from PIL import Image
+
+    colours = np.random.default_rng(0).integers(0, 255, (4, 6, 4), np.uint8)
+    composed = data.to_rgb(colours)
+    np.testing.assert_array_equal(data.to_rgb(Image.fromarray(colours)), composed)
+    done, png = cv2.imencode(".png", cv2.cvtColor(colours, cv2.COLOR_RGBA2BGRA))
+    assert done
+    np.testing.assert_array_equal(decode(png.tobytes(), where="x"), composed)
+    turned = Image.fromarray(colours[..., :3])
+    exif = turned.getexif()
+    exif[0x0112] = 6  # a quarter turn clockwise
+    np.testing.assert_array_equal(data.to_rgb(turned), np.rot90(colours[..., :3], k=-1))
+    for bad in (np.zeros((2, 2)), np.zeros((2, 2, 2), np.uint8), np.zeros(3, np.uint8)):
+        with pytest.raises(UserError, match="expected an image of uint8 pixels"):
+            data.to_rgb(bad)
+
+
+def test_what_cannot_be_predicted(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def refused(*args: str) -> str:
+        assert predict.main(["predict", *args]) == 2
+        return capsys.readouterr().err
+
+    checkpoint = f"--checkpoint={trained}"
+    assert "did you mean" in refused(checkpoint, "--jsn", "a.png")
+    assert "both needed" in refused(checkpoint)
+    assert "there is no image" in refused(checkpoint, str(tmp_path / "a.png"))
+    assert "has no image" in refused(checkpoint, str(tmp_path))
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    cv2.imwrite(str(good), np.zeros((30, 40, 3), np.uint8))
+    bad.write_bytes(b"\x89PNG\r\n\x1a\nno")
+    assert "is neither a workdir" in refused(f"--checkpoint={tmp_path}", str(good))
+    # One that cannot be read does not cost the others.
+    assert predict.main(["predict", checkpoint, str(bad), str(good)]) == 2
+    shown = capsys.readouterr()
+    assert f"error: {bad} cannot be decoded" in shown.err
+    assert shown.out.startswith(f"{good}\n  ")
+    model = vit_jax.load(str(trained))
+    with pytest.raises(UserError, match="add an axis in front"):
+        model(np.zeros((28, 28, 3), np.uint8))
+    with pytest.raises(UserError, match="got int"):
+        model(np.zeros((1, 28, 28, 3), np.int64))
+
+
+def test_overlays(trained: Path, pictures: Path, tmp_path: Path, capsys) -> None:
+    flags = [f"--checkpoint={trained}", f"--overlay={tmp_path}", "--batch_size=2"]
+    images = sorted((pictures / "0").glob("*.png"))[:3]
+    assert predict.main(["predict", *flags, *map(str, images)]) == 0
+    written = sorted(tmp_path.glob("*.png"))
+    assert [p.name for p in written] == [f"0_{p.name}" for p in images]
+    picture = cv2.imread(str(written[0]))
+    assert picture is not None and picture.shape == (28, 56, 3)
+    original = cv2.imread(str(images[0]))
+    np.testing.assert_array_equal(picture[:, :28], original)
+
+
+@pytest.mark.parametrize("pool", ["token", "gap", "map"])
+def test_the_heat_map_follows_what_the_head_sees(pool: Any) -> None:
+    """Computed a second way: by pushing one patch at a time through the layers."""
+    model = models.create(
+        patch_size=8, width=16, depth=3, mlp_dim=8, num_heads=2, pool=pool, registers=2
+    )
+    rng = np.random.default_rng(0)
+    before = 2 + (pool == "token")
+    tokens = before + 6
+    layers = [rng.dirichlet(np.ones(tokens), (2, tokens)) for _ in range(3)]
+    weights = {"MAPHead_0/attention": rng.dirichlet(np.ones(tokens), (1, 2, 1))}
+
+    class Loaded:
+        module, image_size = model, (16, 24)
+
+    found = predict.seen_by_head(Loaded(), visualize.rollout(layers), weights, 0)
+    assert found.shape == (2, 3)
+    for patch in range(6):
+        flow = np.zeros(tokens)
+        flow[before + patch] = 1.0
+        for layer in layers:
+            flow = (flow + layer.mean(axis=0) @ flow) / 2
+        expected = {
+            "token": flow[0],
+            "gap": flow[before:].mean(),
+            "map": weights["MAPHead_0/attention"][0].mean(axis=0)[0] @ flow,
+        }[pool]
+        assert found.reshape(-1)[patch] == pytest.approx(expected)

@@ -1,0 +1,268 @@
+"""A model that was trained, here or elsewhere, in one line.
+
+model = vit_jax.load("workdirs/quickstart")
+logits = model(np.stack([model.preprocess(image)]))
+"""
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from vit_jax import checkpoints, models, steps, workdirs
+from vit_jax.checkpoints.formats.opened import (
+    Opened,
+    Preprocessing,
+    nest,
+    open_checkpoint,
+)
+from vit_jax.data import EvalTransform, to_rgb
+from vit_jax.data.transforms import central_crop
+from vit_jax.errors import UserError
+from vit_jax.state import Params, abstract_params
+
+Progress = Callable[[int, int], None]
+Transform = Callable[[np.ndarray], np.ndarray]
+
+
+class Model:
+    """A model with its parameters. Made by `load`.
+
+    Attributes:
+      config: keywords of `vit_jax.models.create` that make the module.
+      params: the parameters, a tree of arrays; float32.
+      module: the Flax module: `module.apply({"params": params}, images)`.
+      image_size: (height, width) of the images that it takes.
+      mean: of the channels of images in [0, 1]; and `std`, by which they are divided.
+      label_names: of the classes, where they are known.
+      loss: that it was trained with: with "softmax_xent" the classes exclude each
+        other, with "sigmoid_xent" they do not.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Mapping[str, Any],
+        params: Params,
+        image_size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        transform: Transform,
+        label_names: Sequence[str] | None = None,
+        loss: Literal["softmax_xent", "sigmoid_xent"] = "softmax_xent",
+    ) -> None:
+        """Compiles nothing yet; `transform` makes uint8 RGB the image size."""
+        self.config, self.params = dict(config), params
+        self.module = models.create(**config)
+        self.image_size, self.mean, self.std = image_size, tuple(mean), tuple(std)
+        self.label_names = None if label_names is None else tuple(label_names)
+        self.loss = loss
+        self._transform = transform
+
+    def __call__(self, images: Any) -> jax.Array:
+        """Images to logits [b, num_classes], float32.
+
+        Args:
+          images: uint8 [b, height, width, 3] as from `preprocess`, or such that are
+            normalised already, in a floating-point type.
+
+        Raises:
+          UserError: for other arrays.
+        """
+        return self._apply(None)(self.params, self._check(images))
+
+    def features(self, images: Any, names: Sequence[str] | None = None) -> Any:
+        """What the model makes of images on the way to the logits.
+
+        Args:
+          images: as in a call.
+          names: of `module.feature_names`, such as "encoderblock_11".
+
+        Returns:
+          What the head sees, [b, d]; with `names` a dict of the named features.
+        """
+        wanted = ("pre_logits",) if names is None else tuple(names)
+        _, found = self._apply(wanted)(self.params, self._check(images))
+        return found["pre_logits"] if names is None else found
+
+    def preprocess(self, image: Any) -> np.ndarray:
+        """An image as evaluation sees it: uint8 [height, width, 3].
+
+        Args:
+          image: a PIL image, or a uint8 array [h, w] or [h, w, 1, 3 or 4].
+        """
+        return self._transform(to_rgb(image))
+
+    def probabilities(self, logits: Any) -> jax.Array:
+        """[b, k] logits to probabilities, by the loss that it was trained with."""
+        logits = jnp.asarray(logits)
+        if self.loss == "sigmoid_xent":
+            return jax.nn.sigmoid(logits)
+        return jax.nn.softmax(logits)
+
+    @functools.cached_property
+    def _compiled(self) -> dict[Any, Any]:
+        return {}
+
+    def _apply(self, capture: tuple[str, ...] | None) -> Any:
+        def apply(params: Params, images: jax.Array) -> Any:
+            if images.dtype == jnp.uint8:
+                mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
+                images = steps.normalize(images, mean, std)
+            return self.module.apply({"params": params}, images, capture=capture)
+
+        if capture not in self._compiled:
+            self._compiled[capture] = jax.jit(apply)
+        return self._compiled[capture]
+
+    def _check(self, images: Any) -> jax.Array:
+        images = jnp.asarray(images)
+        if images.ndim != 4 or images.shape[-1] != 3:
+            raise UserError(
+                f"expected images [batch, height, width, 3], got {list(images.shape)}: "
+                "for one image, add an axis in front"
+            )
+        if images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+            raise UserError(
+                "expected uint8 or normalised floating-point images, got "
+                f"{images.dtype}"
+            )
+        return images
+
+
+def load(
+    path: str,
+    *,
+    step: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    allow: Sequence[str] = (),
+    progress: Progress | None = None,
+    **model: Any,
+) -> Model:
+    """A model from a workdir, or from a checkpoint of another library.
+
+    Args:
+      path: a workdir or one of its checkpoints; a .npz of the paper, AugReg, Mixer, BiT
+        or big_vision; a timm state dict (.safetensors, .pth, .bin); a directory of
+        Hugging Face or timm, with config.json.
+      step: of a workdir: another step than the best, or else newest.
+      image_size: of other formats, where it is not square: (height, width).
+      allow: patterns of names that may be missing or left over.
+      progress: called with the bytes read so far and in all.
+      **model: fields of the model that win over what the checkpoint says, such as
+        `num_heads` (which timm's files do not tell) or `dtype="bfloat16"`.
+
+    Raises:
+      UserError: if there is no checkpoint, it is broken, or of an unknown model.
+    """
+    place = workdirs.absolute(path)
+    if is_run(place):
+        return _load_run(place, step, model)
+    if step is not None:
+        raise UserError(f"step={step}: {path} is no workdir")
+    size = None if image_size is None else _pair(image_size)
+    opened = open_checkpoint(Path(place), image_size=size, model=model)
+    opened.check_complete(allow)
+    flat = opened.read(progress=progress, convert=lambda _, array: jnp.asarray(array))
+    return _of_opened(opened, nest(flat))
+
+
+def is_run(path: epath.Path) -> bool:
+    """Whether a path is a workdir of ours, or one of the checkpoints in it."""
+    return (path / "checkpoints").is_dir() or (path / "params").is_dir()
+
+
+def _of_opened(opened: Opened, params: Params) -> Model:
+    about = opened.preprocessing or Preprocessing()
+    return Model(
+        config=opened.model,
+        params=params,
+        image_size=opened.image_size,
+        mean=about.mean,
+        std=about.std,
+        transform=functools.partial(
+            resize_and_crop,
+            size=opened.image_size,
+            short_side=about.resize,
+            interpolation=about.interpolation,
+        ),
+        label_names=opened.label_names,
+    )
+
+
+def resize_and_crop(
+    image: np.ndarray,
+    *,
+    size: tuple[int, int],
+    short_side: int | None,
+    interpolation: str,
+) -> np.ndarray:
+    """Antialiased resizing as PIL's, then the central crop, for others' checkpoints.
+
+    Args:
+      image: uint8 [h, w, 3].
+      size: (height, width) of the result.
+      short_side: pixels of the short side before the crop; None distorts the whole
+        image to the size.
+      interpolation: "bilinear" or "bicubic".
+    """
+    new = size
+    if short_side is not None:
+        scale = short_side / min(image.shape[:2])
+        height, width = (int(scale * side) for side in image.shape[:2])
+        new = max(size[0], height), max(size[1], width)
+    method = {"bilinear": "linear", "bicubic": "cubic"}[interpolation]
+    pixels = jax.image.resize(image.astype(np.float32), (*new, 3), method)
+    return central_crop(np.asarray(pixels.round().clip(0, 255), np.uint8), size)
+
+
+def _load_run(path: epath.Path, step: int | None, given: Mapping[str, Any]) -> Model:
+    directory = checkpoints.choose(path, step)
+    config = checkpoints.read_config(directory)
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+        for key, value in config["model"].items()
+        if value is not None
+    }
+    fields |= {"num_classes": checkpoints.head_width(directory), **given}
+    data = config["data"]
+    size = _pair(data["image_size"])
+    module = models.create(**fields)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        abstract_params(module, (*size, 3)),
+    )
+    return Model(
+        config=fields,
+        params=checkpoints.read_params(directory, abstract),
+        image_size=size,
+        mean=data["mean"],
+        std=data["std"],
+        transform=functools.partial(_evaluate, EvalTransform(**data["eval"]), size),
+        label_names=_label_names(directory.parent.parent / workdirs.LABEL_NAMES),
+        loss=config["loss"]["name"],
+    )
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width
+
+
+def _evaluate(
+    transform: EvalTransform, size: tuple[int, int], image: np.ndarray
+) -> np.ndarray:
+    return transform(image, size)
+
+
+def _label_names(path: epath.Path) -> list[str] | None:
+    return json.loads(path.read_text()) if path.exists() else None
