@@ -135,6 +135,9 @@ def test_choice() -> None:
     assert on_cpu is heads_first_attention
     assert models.choose_attention("plain", "cpu", "cpu") is None
     assert models.choose_attention("plain", "tpu", "TPU v4") is None
+    assert models.choose_attention("auto", "tpu", "TPU v3") is None
+    with pytest.raises(UserError, match="cannot be used on TPU v3"):
+        models.choose_attention("fused", "tpu", "TPU v3")
     auto = models.choose_attention("auto", "tpu", "TPU v4")
     fused = models.choose_attention("fused", "tpu", "TPU v4")
     assert auto is not None and fused is not None

@@ -42,6 +42,9 @@ def choose_attention(
 ) -> Attend | None:
     """What computes `model.attention` on a device; None is the plain one.
 
+    Raises:
+      UserError: "fused" on a TPU whose matrix unit the kernels' compiler cannot use.
+
     >>> choose_attention("plain", "cpu", "cpu"), choose_attention("auto", "gpu", "H100")
     (None, None)
     """
@@ -50,8 +53,16 @@ def choose_attention(
         return None
     if attention == "auto" and not on_tpu:
         return heads_first_attention if platform == "cpu" else None
-    small = device_kind.startswith(("TPU v2", "TPU v3", "TPU v4"))
-    vmem = VMEM_V4 if small else VMEM_V5
+    # There kernels cannot multiply bfloat16 matrices: the compiler refuses them, after
+    # all else has been compiled.
+    if device_kind.startswith(("TPU v2", "TPU v3")):
+        if attention == "auto":
+            return None
+        raise UserError(
+            f'model.attention="fused" cannot be used on {device_kind}, only on TPU v4 '
+            'and later: use "auto" or "plain"'
+        )
+    vmem = VMEM_V4 if device_kind.startswith("TPU v4") else VMEM_V5
     if attention == "auto":
         return functools.partial(_fused_where_supported, vmem=vmem)
     return functools.partial(fused_attention, interpret=not on_tpu, vmem=vmem)
