@@ -30,6 +30,7 @@ LAYERS: tuple[set[str], ...] = (
         "models",
         "optim",
         "preemption",
+        "progress",
         "relay",
         "schedules",
         "sharding",

@@ -248,6 +248,51 @@ def test_by_default_kernels_decay_and_nothing_else() -> None:
         np.testing.assert_allclose(update, expected, rtol=1e-6, err_msg=path)
 
 
+def test_layer_decay_in_loops_and_scans() -> None:
+    """Of plain SGD: each layer moves by its power of the decay."""
+    names = ("embedding/kernel", "head/bias", "Transformer/encoder_norm/scale")
+    flat = {name: np.ones(3, np.float32) for name in names}
+    stacked = {
+        **flat,
+        "Transformer/encoderblock/MlpBlock_0/kernel": np.ones((3, 2), "f4"),
+    }
+    layers = {
+        f"Transformer/encoderblock_{i}/MlpBlock_0/kernel": np.ones(2, "f4")
+        for i in range(3)
+    }
+    keys: Any = {
+        "name": "sgd",
+        "momentum": 0.0,
+        "learning_rate": 1.0,
+        "layer_decay": 0.5,
+    }
+
+    def moves(tree: Flat) -> dict[str, Any]:
+        params = jax.tree.map(jnp.asarray, nested(tree))
+        tx, _ = optim.make(
+            params, 10, schedule="constant", lr_multipliers=(("head/.*", 3.0),), **keys
+        )
+        updates, _ = tx.update(params, tx.init(params), params)
+        return {
+            optim._name(p): np.asarray(-u)
+            for p, u in jax.tree_util.tree_leaves_with_path(updates)
+        }
+
+    loop, scan = moves({**flat, **layers}), moves(stacked)
+    for found in (loop, scan):
+        np.testing.assert_array_equal(found["embedding/kernel"], np.full(3, 0.5**4))
+        np.testing.assert_array_equal(
+            found["Transformer/encoder_norm/scale"], np.ones(3)
+        )
+        np.testing.assert_array_equal(found["head/bias"], np.full(3, 3.0))
+    for i, name in enumerate(layers):
+        np.testing.assert_array_equal(loop[name], np.full(2, 0.5 ** (3 - i)))
+    np.testing.assert_array_equal(
+        scan["Transformer/encoderblock/MlpBlock_0/kernel"],
+        np.stack([loop[n] for n in layers]),
+    )
+
+
 def test_frozen_parameters_stay_and_have_no_moments() -> None:
     after, state = trained({**ALL_ON, "name": "adamw"})
     for path in SHAPES:
@@ -349,6 +394,7 @@ def test_returns_the_schedule_that_it_follows() -> None:
         ({"decay_multipliers": ((".*", 1.0),)}, "weight_decay is 0"),
         ({"lr_multipliers": ((".*", 0.0),)}, "freezes every parameter"),
         ({"lr_multipliers": ((".*", -1.0),)}, "must be >= 0"),
+        ({"layer_decay": 1.5}, "at most 1"),
         ({"lr_multipliers": (("(", 1.0),)}, "not a regular expression"),
         (
             {"lr_multipliers": (("head/kernl", 1.0),)},

@@ -6,6 +6,7 @@ import pytest
 
 from tests import cli
 from vit_jax import config
+from vit_jax.errors import UserError
 
 RECIPES = sorted(p.stem for p in Path(cli.ROOT, "configs").glob("[a-z]*.py"))
 
@@ -39,3 +40,34 @@ def test_the_papers_settings() -> None:
     assert one["model"]["variant"] == "L/16"
     assert one["model"]["representation_size"] == 1024
     assert full["model"]["num_classes"] == 21_843
+
+
+@pytest.mark.parametrize(
+    "dataset, steps",
+    [
+        ("imagenet", 20_000),
+        ("cifar10", 10_000),
+        ("cifar100", 10_000),
+        ("pets", 500),
+        ("flowers", 500),
+        ("smallnorb", 2_500),  # of VTAB
+    ],
+)
+def test_the_papers_fine_tuning(dataset: str, steps: int) -> None:
+    """Table 4 of arXiv:2010.11929."""
+    c = config.load(f"{cli.ROOT}/configs/finetune.py:r50+b16,{dataset}", []).to_dict()
+    assert c["total_steps"] == steps and c["batch_size"] == 512
+    assert c["data"]["image_size"] == 384
+    optim = {"name": "sgd", "momentum": 0.9, "schedule": "cosine", "clip_norm": 1.0}
+    assert optim.items() <= c["optim"].items() and c["optim"]["weight_decay"] == 0
+    assert c["model"]["variant"] == "R50+ViT-B/16"
+    assert c["model"]["representation_size"] is None
+    assert c["init_head"] == "new"
+
+
+def test_what_the_fine_tuning_recipe_refuses() -> None:
+    path = f"{cli.ROOT}/configs/finetune.py"
+    with pytest.raises(UserError, match="should be MODEL,DATASET"):
+        config.load(f"{path}:b16", [])
+    with pytest.raises(UserError, match="is no model"):
+        config.load(f"{path}:16b,cifar10", [])

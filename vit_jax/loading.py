@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from vit_jax import checkpoints, models, steps, workdirs
+from vit_jax import progress as reading
 from vit_jax.checkpoints.formats.opened import (
     Opened,
     Preprocessing,
@@ -27,7 +28,6 @@ from vit_jax.data.transforms import central_crop
 from vit_jax.errors import UserError
 from vit_jax.state import Params, abstract_params
 
-Progress = Callable[[int, int], None]
 Transform = Callable[[np.ndarray], np.ndarray]
 
 
@@ -142,7 +142,7 @@ def load(
     step: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     allow: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
     **model: Any,
 ) -> Model:
     """A model from a workdir, or from a checkpoint of another library.
@@ -154,7 +154,8 @@ def load(
       step: of a workdir: another step than the best, or else newest.
       image_size: of other formats, where it is not square: (height, width).
       allow: patterns of names that may be missing or left over.
-      progress: called with the bytes read so far and in all.
+      progress: called with the bytes read so far and in all; default: a bar for what
+        is larger than 128 MiB.
       **model: fields of the model that win over what the checkpoint says, such as
         `num_heads` (which timm's files do not tell) or `dtype="bfloat16"`.
 
@@ -162,20 +163,17 @@ def load(
       UserError: if there is no checkpoint, it is broken, or of an unknown model.
     """
     place = workdirs.absolute(path)
-    if is_run(place):
+    if checkpoints.is_run(place):
         return _load_run(place, step, model)
     if step is not None:
         raise UserError(f"step={step}: {path} is no workdir")
     size = None if image_size is None else _pair(image_size)
     opened = open_checkpoint(Path(place), image_size=size, model=model)
     opened.check_complete(allow)
+    if progress is None:
+        progress = reading.of_reading(path)
     flat = opened.read(progress=progress, convert=lambda _, array: jnp.asarray(array))
     return _of_opened(opened, nest(flat))
-
-
-def is_run(path: epath.Path) -> bool:
-    """Whether a path is a workdir of ours, or one of the checkpoints in it."""
-    return (path / "checkpoints").is_dir() or (path / "params").is_dir()
 
 
 def _of_opened(opened: Opened, params: Params) -> Model:

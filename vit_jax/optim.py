@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vit_jax import schedules
@@ -50,6 +51,7 @@ def make(
     weight_decay: float = 0.0,
     decay_multipliers: Multipliers | None = None,
     lr_multipliers: Multipliers = (),
+    layer_decay: float | None = None,
     clip_norm: float | None = None,
     moment_dtype: Literal["float32", "bfloat16"] = "float32",
     b1: float | None = None,
@@ -64,7 +66,8 @@ def make(
     """Builds the gradient transformation and the schedule that it follows.
 
     Args:
-        params: The parameters, or a tree of ShapeDtypeStruct: only paths are read.
+        params: The parameters, or a tree of ShapeDtypeStruct: only paths and shapes
+            are read.
         total_steps: Updates of the whole run.
         name: The optimiser; what each reads and its defaults are `OPTIMIZERS`.
         learning_rate: The peak; see `schedules.make`.
@@ -81,6 +84,10 @@ def make(
         lr_multipliers: The same for the learning rate (and with it the decay); no
             match means 1. With 0 a parameter is frozen: it is never changed, has no
             moments, and does not count in the norm that is clipped.
+        layer_decay: The learning rate of layer l of L is multiplied with this to the
+            power of L + 1 - l (BEiT, 2106.08254, appendix); the embedding is layer 0,
+            and the head and what else is above the layers has all of it. On top of
+            `lr_multipliers`.
         clip_norm: Largest global norm of the gradients; None for no clipping.
         moment_dtype: How the first moment is stored. Second moments are float32.
         b1: Decay of the first moment (adamw, lion, adafactor).
@@ -138,6 +145,11 @@ def make(
     if frozen == set(paths):
         raise UserError("lr_multipliers freezes every parameter: nothing would learn.")
 
+    scales: dict[str, Any] = dict(lr_scales)
+    if layer_decay is not None:
+        for path, scale in _layer_scales(layer_decay, params).items():
+            scales[path] = scale * scales[path]
+
     steps: list[tuple[str, optax.GradientTransformation]] = []
     if clip_norm is not None:
         if not clip_norm > 0:
@@ -147,8 +159,8 @@ def make(
     decays = _decays(weight_decay, decay_multipliers, paths)
     if any(decays.values()):
         steps.append(("weight_decay", _add_decayed_weights(decays)))
-    if any(scale != 1.0 for scale in lr_scales.values()):
-        steps.append(("lr_multipliers", _scale_by_path(lr_scales)))
+    if layer_decay is not None or any(scale != 1.0 for scale in scales.values()):
+        steps.append(("lr_multipliers", _scale_by_path(scales)))
     steps.append(("schedule", optax.scale_by_learning_rate(learning_rate_at)))
     tx = optax.named_chain(*steps)
     return (_freeze(tx, frozen) if frozen else tx), learning_rate_at
@@ -337,12 +349,49 @@ def _add_decayed_weights(decays: dict[str, float]) -> optax.GradientTransformati
     return optax.stateless(update)
 
 
-def _scale_by_path(scales: dict[str, float]) -> optax.GradientTransformation:
+_BLOCK = re.compile(r"(?:^|/)(?:encoderblock|MixerBlock)(?:_(\d+))?/")
+_ABOVE = r"(head|head_dist|pre_logits|fc_norm|MAPHead_0|pre_head_layer_norm)/.*"
+_ABOVE += r"|Transformer/encoder_norm/.*"
+
+
+def _layer_scales(decay: float, params: Any) -> dict[str, Any]:
+    """`layer_decay` of each path; of stacked layers an array [L, 1, ...]."""
+    if not 0 < decay <= 1:
+        raise UserError(
+            f"layer_decay must be above 0 and at most 1, but it is {decay}."
+        )
+    leaves = [
+        (_name(path), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    blocks = {path: match for path, _ in leaves if (match := _BLOCK.search(path))}
+    if not blocks:
+        raise UserError("layer_decay needs a model with layers: remove it.")
+    depth = max(
+        int(blocks[path][1]) + 1 if blocks[path][1] else leaf.shape[0]
+        for path, leaf in leaves
+        if path in blocks
+    )
+    scales: dict[str, Any] = {}
+    for path, leaf in leaves:
+        if re.fullmatch(_ABOVE, path):
+            scales[path] = 1.0
+        elif path not in blocks:
+            scales[path] = decay ** (depth + 1)
+        elif blocks[path][1]:
+            scales[path] = decay ** (depth - int(blocks[path][1]))
+        else:
+            powers = decay ** (depth - np.arange(depth))
+            scales[path] = powers.reshape(-1, *[1] * (len(leaf.shape) - 1))
+    return scales
+
+
+def _scale_by_path(scales: dict[str, Any]) -> optax.GradientTransformation:
     def update(updates: Any, params: Any) -> Any:
         del params
 
         def scale(path: Any, u: jax.Array) -> jax.Array:
-            return scales[_name(path)] * u
+            return jnp.asarray(scales[_name(path)], u.dtype) * u
 
         return jax.tree_util.tree_map_with_path(scale, updates)
 

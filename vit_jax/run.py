@@ -7,7 +7,7 @@ values and objects; nobody reads a config.
 
 import contextlib
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from etils import epath
@@ -39,6 +39,8 @@ class Run:
         profile: tuple[int, int] | None = None,
         resume: str | None = None,
         init_from: str | None = None,
+        init_head: Literal["auto", "keep", "new"] = "auto",
+        init_posemb: Literal["linear", "cubic"] = "linear",
         compilation_cache: str | None = "~/.cache/vit_jax",
         peer_timeout: float = 60.0,
         stall_timeout: float = 1800.0,
@@ -63,7 +65,12 @@ class Run:
           log_every: steps between lines in metrics.jsonl.
           profile: (first, last) step of a trace for TensorBoard's profiler.
           resume: a workdir whose full state a fresh workdir starts from.
-          init_from: a workdir whose weights a fresh workdir starts from.
+          init_from: a workdir whose weights a fresh workdir starts from, or a
+            checkpoint of another library: all that `vit_jax.load` reads.
+          init_head: of these: "keep" the head, start a "new" one, or "auto": keep it if
+            it has as many classes.
+          init_posemb: how their position embeddings are resampled for another
+            resolution; see `checkpoints.adapt.resample`.
           compilation_cache: a folder that keeps compiled programs; None is off.
           peer_timeout: of several processes, one that is silent for so many seconds
             is lost, and ends the run. `distributed.joined` has read it by now.
@@ -84,6 +91,9 @@ class Run:
         jax.devices()  # all processes meet here: before bad input can end one of them
         self.seed, self.batch_size, self.log_every = seed, batch_size, log_every
         self.profile, self.resume, self.init_from = profile, resume, init_from
+        self.init_head: Literal["auto", "keep", "new"] = init_head
+        self.init_posemb: Literal["linear", "cubic"] = init_posemb
+        self.model_fields = model
         self.checkpoint = checkpoint
 
         self.dataset = datasets.make(**data)

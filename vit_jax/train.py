@@ -8,8 +8,15 @@ from typing import Any
 import jax
 from etils import epath
 
-from vit_jax import checkpoints, distributed, metrics, preemption, workdirs
-from vit_jax.checkpoints import Checkpoints
+from vit_jax import (
+    checkpoints,
+    distributed,
+    metrics,
+    preemption,
+    progress,
+    workdirs,
+)
+from vit_jax.checkpoints import Checkpoints, adapt
 from vit_jax.errors import NonFiniteLossError, Preempted, UserError
 from vit_jax.observer import Observer, Scalars, Tracer
 from vit_jax.run import Run
@@ -166,7 +173,7 @@ def first_state(run: Run, saved: Checkpoints) -> TrainState:
 
     1. the newest good checkpoint of this workdir;
     2. `config.resume`: the newest full state of another workdir;
-    3. `config.init_from`: the weights of another workdir, at step 0;
+    3. `config.init_from`: the weights of another workdir or library, at step 0;
     4. the initialisation that the seed says.
     """
     if (state := saved.restore(run.abstract_state)) is not None:
@@ -187,13 +194,42 @@ def first_state(run: Run, saved: Checkpoints) -> TrainState:
         return state
     state = init_state(run.program.initialize, run.abstract_state)
     if run.init_from is not None:
-        path = workdirs.absolute(run.init_from)
-        params = checkpoints.read_params(path, run.abstract_state.params)
+        params = pretrained(run, state.params)
         ema_params = None
         if state.ema_params is not None:
             ema_params = jax.tree.map(lambda x: x.copy(), params)
         state = state.replace(params=params, ema_params=ema_params)  # type: ignore[attr-defined]
     return state
+
+
+def pretrained(run: Run, initial: Any) -> Any:
+    """The weights of `config.init_from`, made to fit this model; the first says how.
+
+    Args:
+      run: names them.
+      initial: the parameters at the start, for what they lack; None keeps the head.
+    """
+    assert run.init_from is not None
+    path = workdirs.absolute(run.init_from)
+    with distributed.agreed():
+        source = adapt.read_weights(path, progress=progress.of_reading(path))
+        arrays, said = adapt.adapt(
+            source,
+            {**run.model_fields, "num_classes": run.num_classes},
+            run.dataset.image_size,
+            head="keep" if initial is None else run.init_head,
+            posemb=run.init_posemb,
+        )
+    here = (run.dataset.mean, run.dataset.std)
+    if source.normalization not in (None, here):
+        mean, std = source.normalization
+        said.append(
+            f"its images had config.data.mean={mean} and std={std}; this config has "
+            f"{here[0]} and {here[1]}"
+        )
+    if distributed.is_first():
+        print(f"Starts from {path}.", *said, sep="\n  ", flush=True)
+    return adapt.place(arrays, run.abstract_state.params, initial)
 
 
 def observe(workdir: epath.Path, run: Run, saved: Checkpoints) -> Observer:
@@ -229,8 +265,11 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> None:
         source = workdir
         if run.init_from is not None:
             source = workdirs.absolute(run.init_from)
-        directory = checkpoints.choose(source)
-        params = checkpoints.read_params(directory, run.abstract_state.params)
+        if run.init_from is None or checkpoints.is_run(source):
+            directory = checkpoints.choose(source)
+            params = checkpoints.read_params(directory, run.abstract_state.params)
+        else:
+            directory, params = source, pretrained(run, None)
     try:
         preemption.wait(run.compile_evaluators)
         distributed.gather("")  # from here on a signal stops all at the same batch

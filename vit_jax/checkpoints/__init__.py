@@ -5,6 +5,7 @@ from vit_jax.checkpoints.reading import (
     Position,
     choose,
     head_width,
+    is_run,
     read_config,
     read_params,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "Position",
     "choose",
     "head_width",
+    "is_run",
     "read_config",
     "read_params",
 ]

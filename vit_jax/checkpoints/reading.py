@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -149,7 +150,12 @@ def compare_shapes(stored: Shapes, wanted: Shapes) -> list[str]:
 
 
 def refuse_differences(
-    directory: epath.Path, stored: Shapes, wanted: Shapes, *others: str, most: int = 20
+    directory: epath.Path | str,
+    stored: Shapes,
+    wanted: Shapes,
+    *others: str,
+    most: int = 20,
+    advice: str = "use another --workdir, or the config that it was made with",
 ) -> None:
     """Raises a UserError that lists how a checkpoint differs from this config."""
     if differences := compare_shapes(stored, wanted):
@@ -158,7 +164,7 @@ def refuse_differences(
             f"{directory} is of another {' or '.join(('model', *others))}:\n"
             + "\n".join(f"  {line}" for line in differences[:most])
             + (f"\n  ... and {more} more" if more > 0 else "")
-            + "\nuse another --workdir, or the config that it was made with"
+            + f"\n{advice}"
         )
 
 
@@ -224,6 +230,34 @@ def head_width(directory: epath.Path) -> int | None:
     shapes = stored_shapes(directory)
     path = "params/head/kernel"
     return shapes[path][0][-1] if path in shapes else None
+
+
+def is_run(path: epath.Path) -> bool:
+    """Whether a path is a workdir of ours, or one of the checkpoints in it."""
+    return (path / "checkpoints").is_dir() or (path / "params").is_dir()
+
+
+def read_arrays(directory: epath.Path) -> dict[str, np.ndarray]:
+    """The weights of a checkpoint by path, on the host; the averaged ones if any.
+
+    Raises:
+      UserError: if they cannot be read.
+    """
+    item = directory / "ema_params"
+    item = item if item.exists() else directory / "params"
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        as_numpy = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+            handler.metadata(item).tree,
+        )
+        tree = handler.restore(item, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    except BROKEN as error:
+        raise UserError(
+            f"{item} cannot be read ({type(error).__name__}): name another checkpoint"
+        ) from error
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def choose(path: epath.Path, step: int | None = None) -> epath.Path:

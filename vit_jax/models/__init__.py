@@ -11,7 +11,7 @@ from vit_jax.models import layers, variants
 from vit_jax.models.attention import Attend
 from vit_jax.models.fused_attention import choose_attention
 from vit_jax.models.mixer import MlpMixer
-from vit_jax.models.resnet import ResNet
+from vit_jax.models.resnet import ResNet, stem_stride
 from vit_jax.models.variants import SIZES, list_models
 from vit_jax.models.vit import VisionTransformer
 
@@ -26,6 +26,7 @@ __all__ = [
     "create",
     "layers",
     "list_models",
+    "patch_grid",
     "place",
     "shared_dims",
 ]
@@ -92,6 +93,22 @@ def shared_dims(model: Model) -> dict[str, int]:
         for key in ("num_heads", "mlp_dim")
         if hasattr(model, key)
     }
+
+
+def patch_grid(model: Model, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the patches of an image; (0, 0) for a model without.
+
+    >>> patch_grid(create(variant="R50+ViT-B/16"), (224, 224))
+    (14, 14)
+    """
+    if isinstance(model, ResNet):
+        return 0, 0
+    patch = model.patch_size
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    stride = 1
+    if isinstance(model, VisionTransformer) and model.resnet is not None:
+        stride = stem_stride(model.resnet)
+    return image_size[0] // (height * stride), image_size[1] // (width * stride)
 
 
 def place(

@@ -189,6 +189,16 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def flatten(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by path; the inverse of `nest`.
+
+    >>> flatten({"head": {"bias": 1, "kernel": 2}, "cls": 3})
+    {'cls': 3, 'head/bias': 1, 'head/kernel': 2}
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): leaf for path, leaf in leaves}
+
+
 def _bytes(tensors: Tensors, entry: Entry) -> int:
     tensor = tensors[entry.theirs]
     return int(np.prod(tensor.shape, dtype=np.int64)) * tensor.dtype.itemsize
@@ -355,14 +365,12 @@ def shapes_of(
     """The shapes of a model's parameters by path, layers in a loop."""
     model = models.create(**{**fields, **_looped(fields)})
     tree = abstract_params(model, (*image_size, 3))
-    return {
-        path_name(path): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {path: leaf.shape for path, leaf in flatten(tree).items()}
 
 
 def _looped(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {"scan": False} if fields["name"] == "vit" else {}
+    is_vit = "name" not in fields or fields["name"] == "vit"
+    return {"scan": False, "remat_names": None} if is_vit else {}
 
 
 def _around(

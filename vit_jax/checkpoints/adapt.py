@@ -1,0 +1,292 @@
+"""Weights for another model than the one that they were trained in: fine-tuning.
+
+Another head, other classes, another resolution (arXiv:2010.11929, section 3.2), with or
+without a class token, layers in a loop or in a scan. What starts anew or is left out is
+said; all else that differs is an error.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from vit_jax import models
+from vit_jax.checkpoints.formats.layouts import Shape
+from vit_jax.checkpoints.formats.opened import (
+    flatten,
+    nest,
+    open_checkpoint,
+    shapes_of,
+)
+from vit_jax.checkpoints.reading import (
+    choose,
+    is_run,
+    read_arrays,
+    read_config,
+    refuse_differences,
+)
+from vit_jax.errors import UserError
+from vit_jax.state import Params
+
+Head = Literal["auto", "keep", "new"]
+Interpolation = Literal["linear", "cubic"]
+_POSEMB = "Transformer/posembed_input/pos_embedding"
+_HEAD = r"(head|head_dist)/.*"
+_FUNCTION = (
+    "gelu",
+    "layer_norm_epsilon",
+    "num_heads",
+    "standardization",
+    "group_norm_epsilon",
+)
+# What may start anew, and what may be left out.
+_NEW = rf"{_HEAD}|pre_logits/.*|cls|dist|Transformer/registers"
+_DROPPED = rf"{_NEW}|{_POSEMB}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Parameters by path, layers in a loop, and the model that they are of.
+
+    Attributes:
+      arrays: float32, on the host.
+      model: keywords of `models.create`.
+      image_size: (height, width).
+      normalization: mean and standard deviation of the channels, where it says them.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    model: Mapping[str, Any]
+    image_size: tuple[int, int]
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None
+
+
+def read_weights(
+    path: epath.Path, *, progress: Callable[[int, int], None] | None = None
+) -> Weights:
+    """The weights of a workdir of ours, or of another library's checkpoint.
+
+    Args:
+      path: of either.
+      progress: called with the bytes read so far and in all, of another library's.
+
+    Raises:
+      UserError: if there is none, it is broken, or of an unknown model.
+    """
+    if not is_run(path):
+        opened = open_checkpoint(Path(path))
+        opened.check_complete()
+        about = opened.preprocessing
+        return Weights(
+            arrays=opened.read(progress=progress),
+            model=opened.model,
+            image_size=opened.image_size,
+            normalization=None if about is None else (about.mean, about.std),
+        )
+    directory = choose(path)
+    config = read_config(directory)
+    data = config["data"]
+    size = data["image_size"]
+    return Weights(
+        arrays=flatten(models.layers.scan_to_loop(nest(read_arrays(directory)))),
+        model=config["model"],
+        image_size=(size, size) if isinstance(size, int) else tuple(size),
+        normalization=(tuple(data["mean"]), tuple(data["std"])),
+    )
+
+
+def adapt(
+    source: Weights,
+    model: Mapping[str, Any],
+    image_size: tuple[int, int],
+    *,
+    head: Head = "auto",
+    posemb: Interpolation = "linear",
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The weights as another model takes them.
+
+    Args:
+      source: the weights.
+      model: keywords of `models.create` that make the other model.
+      image_size: (height, width) of its images.
+      head: "keep" it, start a "new" one, or "auto": keep it if its shape is the same.
+      posemb: how position embeddings are resampled; see `resample`.
+
+    Returns:
+      Arrays by path, layers in a loop, without what starts anew; and a line for each
+      thing that is not as it was.
+
+    Raises:
+      UserError: if the models differ in something else; it lists what.
+    """
+    _refuse_other_functions(source.model, model)
+    wanted = shapes_of(model, image_size)
+    stored = dict(source.arrays)
+    said: list[str] = []
+    if _POSEMB in stored and _POSEMB in wanted:
+        old = grid_of(source.model, source.image_size)
+        new = grid_of(model, image_size)
+        tokens = "cls" in stored, "cls" in wanted
+        if old != new or tokens[0] != tokens[1]:
+            stored[_POSEMB] = _resample_all(stored, wanted, old, new, posemb)
+        if old != new:
+            said.append(
+                f"position embeddings resampled from {old[0]} x {old[1]} to "
+                f"{new[0]} x {new[1]} ({posemb})"
+            )
+    anew = {p for p in wanted if p not in stored and re.fullmatch(_NEW, p)}
+    for path in wanted:
+        if re.fullmatch(_HEAD, path) and path in stored:
+            same = stored[path].shape == wanted[path]
+            if head == "new" or (head == "auto" and not same):
+                anew.add(path)
+    dropped = {p for p in stored if p not in wanted and re.fullmatch(_DROPPED, p)}
+    given = {p: a for p, a in stored.items() if p not in anew | dropped}
+    refuse_differences(
+        "init_from",
+        {p: (tuple(a.shape), "float32") for p, a in given.items()},
+        {p: (shape, "float32") for p, shape in wanted.items() if p not in anew},
+        advice="the parts of the model that were pre-trained must be the same",
+    )
+    for paths, what in ((anew, "starts anew"), (dropped, "left out")):
+        if paths:
+            said.append(f"{what}: {', '.join(_parts(paths))}")
+    return given, said
+
+
+def _refuse_other_functions(was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Settings without parameters, with which the same weights mean something else."""
+    one, other = _create(was), _create(now)
+    differ = [
+        (key, getattr(one, key), getattr(other, key))
+        for key in _FUNCTION
+        if hasattr(one, key)
+        and hasattr(other, key)
+        and getattr(one, key) != getattr(other, key)
+    ]
+    if differ:
+        raise UserError(
+            "init_from: "
+            + ", ".join(f"it has model.{k}={a}, this config {b}" for k, a, b in differ)
+            + ": set "
+            + " ".join(f"--config.model.{k}={a}" for k, a, _ in differ)
+        )
+
+
+def _create(fields: Mapping[str, Any]) -> Any:
+    """A model from the fields of a config, or of one that was kept as JSON."""
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in fields.items()
+    }
+    return models.create(**values)
+
+
+def _parts(paths: set[str]) -> list[str]:
+    """Modules, for paths of their leaves."""
+    return sorted({re.sub(r"/(kernel|bias)$", "", path) for path in paths})
+
+
+def grid_of(model: Mapping[str, Any], image_size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the patches of an image.
+
+    >>> grid_of({"variant": "B/16"}, (224, 384))
+    (14, 24)
+    """
+    return models.patch_grid(_create(model), image_size)
+
+
+def _resample_all(
+    stored: Mapping[str, np.ndarray],
+    wanted: Mapping[str, Shape],
+    old: tuple[int, int],
+    new: tuple[int, int],
+    posemb: Interpolation,
+) -> np.ndarray:
+    """Of the patches resampled, of class tokens as they are, 0 for a new one.
+
+    Whether there is a class token is told by the parameters, not by numbers: 196 is a
+    grid of 14 x 14 without one.
+    """
+    table = stored[_POSEMB][0]
+    names = [name for name in ("cls", "dist") if name in stored]
+    tokens, patches = table[: len(names)], table[len(names) :]
+    if len(patches) != old[0] * old[1]:
+        raise UserError(
+            f"init_from: {len(patches)} position embeddings of patches, but images of "
+            f"its size have {old[0]} x {old[1]}"
+        )
+    by_name = dict(zip(names, tokens, strict=True))
+    kept = [
+        by_name.get(name, np.zeros_like(table[0]))
+        for name in ("cls", "dist")
+        if name in wanted
+    ]
+    grid = resample(patches.reshape(*old, -1), new, method=posemb)
+    return np.concatenate([*[k[None] for k in kept], grid.reshape(-1, table.shape[1])])[
+        None
+    ]
+
+
+def resample(
+    grid: np.ndarray, size: tuple[int, int], *, method: Interpolation = "linear"
+) -> np.ndarray:
+    """Position embeddings [rows, columns, d] of one grid, for another.
+
+    Args:
+      grid: float32.
+      size: rows and columns of the result.
+      method: "linear" between the values at the corners, which stay where they are, as
+        the paper's code does it (`scipy.ndimage.zoom` with `order=1`); or "cubic" with
+        antialiasing, as `jax.image.resize`, PIL and timm do it.
+
+    >>> line = np.array([[[0.0], [1.0]]], np.float32)
+    >>> resample(line, (1, 3)).ravel().tolist()
+    [0.0, 0.5, 1.0]
+    """
+    if method == "cubic":
+        shape = (*size, grid.shape[2])
+        return np.asarray(jax.image.resize(jnp.asarray(grid), shape, "cubic"))
+    rows, columns = (
+        _linear(old, new) for old, new in zip(grid.shape[:2], size, strict=True)
+    )
+    resampled = np.einsum("ir,jc,rcd->ijd", rows, columns, grid.astype(np.float64))
+    return resampled.astype(np.float32)
+
+
+def _linear(old: int, new: int) -> np.ndarray:
+    """The matrix [new, old] of linear interpolation with fixed ends."""
+    at = np.linspace(0, old - 1, new)
+    return np.maximum(1 - np.abs(at[:, None] - np.arange(old)), 0)
+
+
+def place(
+    arrays: Mapping[str, np.ndarray], abstract: Params, initial: Params | None
+) -> Params:
+    """Arrays laid out as `abstract` says; what is not among them is of `initial`.
+
+    Args:
+      arrays: by path, layers in a loop, the same on every process.
+      abstract: parameters with their shardings, layers in a loop or stacked.
+      initial: the parameters at the start; None if all are among the arrays.
+    """
+    flat = flatten(models.layers.loop_to_scan(nest(arrays)))
+    if any("/encoderblock_0/" in path for path in flatten(abstract)):
+        flat = dict(arrays)
+    start = {} if initial is None else flatten(initial)
+
+    def leaf(path: str, shape: Any) -> jax.Array:
+        if path not in flat:
+            return start[path]
+        array = flat[path].astype(shape.dtype)
+        return jax.make_array_from_callback(
+            shape.shape, shape.sharding, lambda index: array[index]
+        )
+
+    return nest({path: leaf(path, x) for path, x in flatten(abstract).items()})
