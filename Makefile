@@ -5,6 +5,7 @@
 #               for a Python that has no lock of its own
 # .venv-latest  Python 3.12 and the newest releases (requirements/latest.txt)
 # .venv-lowest  Python 3.11 and our lower bounds (requirements/lowest.txt)
+# .venv-crosscheck  .venv-latest and the newest timm, transformers and PyTorch
 
 WORKDIR ?= workdirs/quickstart
 PYTEST_ARGS ?=
@@ -21,7 +22,7 @@ FIND_PYTHON := sh requirements/find-python.sh
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-slow test-campaign slurm-test check lint type \
+.PHONY: help quickstart test test-slow test-crosscheck test-campaign slurm-test check lint type \
         format errors bench \
         test-latest test-lowest refresh-latest lock clean
 
@@ -42,6 +43,9 @@ check: lint type test  ## lint, types and the default tests: run it before a com
 
 test-slow: .venv/.dev  ## the tests marked slow: kill campaigns, accuracy
 	$(BIN)/python $(PYTEST) -m "slow and not crosscheck" $(PYTEST_ARGS)
+
+test-crosscheck: .venv-crosscheck/.dev  ## against timm and transformers (PyTorch: 700 MB)
+	.venv-crosscheck/bin/python -m pytest -m crosscheck $(PYTEST_ARGS)
 
 test-campaign: .venv/.dev  ## every layout and loss of runs of several processes
 	$(BIN)/python $(PYTEST) -m campaign $(PYTEST_ARGS)
@@ -89,7 +93,7 @@ lock: .venv-lowest/.made  ## renew requirements/lock-py311.txt; then make check
 	.venv-lowest/bin/python requirements/resolve.py requirements/lock-py311.txt dev plan
 
 clean:  ## remove environments and caches, never a workdir
-	rm -rf .venv .venv-latest .venv-lowest build dist *.egg-info
+	rm -rf .venv .venv-latest .venv-lowest .venv-crosscheck build dist *.egg-info
 	rm -rf .pytest_cache .ruff_cache .jax_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -110,8 +114,14 @@ clean:  ## remove environments and caches, never a workdir
 	    $$python -m venv --clear .venv-lowest
 	touch $@
 
+.venv-crosscheck/.made:
+	python=$$(PYTHON="$(PYTHON312)" FLAG=PYTHON312 $(FIND_PYTHON) 3.12) && \
+	    $$python -m venv --clear .venv-crosscheck
+	touch $@
+
 # A variable, since a comma between brackets would part the arguments of $(call).
 DEV := [dev,plan]
+CROSSCHECK := [dev,crosscheck]
 
 # $(call install,ENVIRONMENT,EXTRAS,PINS)
 define install
@@ -138,4 +148,8 @@ VENV_PINS = $(shell lock=requirements/lock-py$$($(BIN)/python -c \
 
 .venv-lowest/.dev: .venv-lowest/.made $(PINS)
 	$(call install,.venv-lowest,$(DEV),requirements/lowest.txt)
+	touch $@
+
+.venv-crosscheck/.dev: .venv-crosscheck/.made $(PINS)
+	$(call install,.venv-crosscheck,$(CROSSCHECK),requirements/latest.txt)
 	touch $@

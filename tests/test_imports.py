@@ -41,7 +41,7 @@ LAYERS: tuple[set[str], ...] = (
     {"evaluators", "loading", "observer", "program"},
     {"run"},
     {"config", "planning", "train", "visualize"},
-    {"main", "plan", "predict"},
+    {"convert", "main", "plan", "predict"},
     {"__init__"},
 )
 LAYER_OF = {name: i for i, layer in enumerate(LAYERS) for name in layer}

@@ -20,6 +20,7 @@ from vit_jax import progress as reading
 from vit_jax.checkpoints.formats.opened import (
     Opened,
     Preprocessing,
+    flatten,
     nest,
     open_checkpoint,
 )
@@ -98,6 +99,11 @@ class Model:
           image: a PIL image, or a uint8 array [h, w] or [h, w, 1, 3 or 4].
         """
         return self._transform(to_rgb(image))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The parameters by path, on the host, float32, layers in a loop."""
+        looped = models.layers.scan_to_loop(jax.device_get(self.params))
+        return {k: np.asarray(v, np.float32) for k, v in flatten(looped).items()}
 
     def probabilities(self, logits: Any) -> jax.Array:
         """[b, k] logits to probabilities, by the loss that it was trained with."""

@@ -4,7 +4,7 @@ The names are those that `transformers` writes to disk for `vit`, `deit`, `dinov
 `dinov2_with_registers` and `siglip_vision_model`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vit_jax.checkpoints.formats.inferred import Fields, Inferred
@@ -130,7 +130,8 @@ def model_type(fields: Fields) -> str | None:
         return None
     scaled, registers = fields.get("layer_scale"), fields.get("registers")
     if fields["pool"] == "map":
-        simple = not (scaled or registers or fields.get("mlp", "gelu") != "gelu")
+        beside = scaled or registers or fields.get("num_classes")
+        simple = not beside and fields.get("mlp", "gelu") == "gelu"
         return "siglip_vision_model" if simple else None
     if fields["pool"] != "token":
         return None
@@ -141,6 +142,96 @@ def model_type(fields: Fields) -> str | None:
     if registers or fields.get("mlp", "gelu") != "gelu":
         return None
     return "deit" if fields.get("distilled") else "vit"
+
+
+# Without a head, and with one.
+_CLASSES: dict[str, tuple[str, ...]] = {
+    "vit": ("ViTModel", "ViTForImageClassification"),
+    "deit": ("DeiTModel", "DeiTForImageClassificationWithTeacher"),
+    # Their classifiers see something else than the class token.
+    "dinov2": ("Dinov2Model",),
+    "dinov2_with_registers": ("Dinov2WithRegistersModel",),
+    "siglip_vision_model": ("SiglipVisionModel",),
+}
+
+
+def config(
+    fields: Fields, image_size: tuple[int, int], label_names: Sequence[str] | None
+) -> dict[str, Any]:
+    """config.json of a model that `model_type` has found.
+
+    Raises:
+      UserError: if its MLP has a width that dinov2 cannot say.
+    """
+    kind = model_type(fields)
+    assert kind is not None
+    classes = fields.get("num_classes") or 0
+    height, width = image_size
+    found: dict[str, Any] = {
+        "architectures": [_CLASSES[kind][bool(classes)]],
+        "model_type": kind,
+        "hidden_size": fields["width"],
+        "num_hidden_layers": fields["depth"],
+        "num_attention_heads": fields["num_heads"],
+        "hidden_act": {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}[fields["gelu"]],
+        "layer_norm_eps": fields["layer_norm_epsilon"],
+        "image_size": height if height == width else [height, width],
+        "patch_size": fields["patch_size"],
+        "num_channels": 3,
+        "dtype": "float32",
+    }
+    if kind.startswith("dinov2"):
+        swiglu = fields["mlp"] == "swiglu"
+        ratio = fields["mlp_dim"] / fields["width"]
+        if swiglu:
+            # As published, or the nearest: two thirds of it count, see `_swiglu_width`.
+            ratios = [*map(float, range(1, 9)), ratio * 3 / 2]
+            right = [r for r in ratios if _swiglu_width(fields, r) == fields["mlp_dim"]]
+            if not right:
+                raise UserError(
+                    f"dinov2 cannot say a SwiGLU of width {fields['mlp_dim']}: choose "
+                    "another format"
+                )
+            ratio = right[0]
+        found |= {
+            "mlp_ratio": int(ratio) if ratio == int(ratio) else ratio,
+            "use_swiglu_ffn": swiglu,
+            "layerscale_value": fields["layer_scale"],
+        }
+    else:
+        found["intermediate_size"] = fields["mlp_dim"]
+    if kind != "siglip_vision_model":
+        found["qkv_bias"] = True
+    if kind == "dinov2_with_registers":
+        found["num_register_tokens"] = fields["registers"]
+    if classes:
+        names = label_names or [f"LABEL_{i}" for i in range(classes)]
+        found["id2label"] = {str(i): name for i, name in enumerate(names)}
+        found["label2id"] = {name: i for i, name in enumerate(names)}
+    return found
+
+
+def _swiglu_width(fields: Fields, ratio: float) -> int:
+    """What `transformers` makes of dinov2's mlp_ratio: a multiple of 8."""
+    return (int(int(fields["width"] * ratio) * 2 / 3) + 7) // 8 * 8
+
+
+def preprocessor(
+    image_size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
+    """preprocessor_config.json: the whole image at the size that the model takes."""
+    height, width = image_size
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": 2,  # PIL's number of bilinear
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
 
 
 def _on_two(shape: Shape, width: int) -> bool:

@@ -1,0 +1,145 @@
+"""What we write, others read; through their names, and back, bit for bit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vit_jax
+from tests.formats import drawn, files
+from vit_jax import convert
+from vit_jax.checkpoints.formats.containers import open_tensors
+from vit_jax.errors import UserError
+
+
+def converted(source: Path, target: Path, to: str, *flags: str) -> Path:
+    arguments = ["convert", str(source), str(target), f"--to={to}", *flags]
+    assert convert.main(arguments) == 0
+    return target
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    return {name: tensor.read() for name, tensor in open_tensors(path).items()}
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].tobytes() == array.tobytes(), name
+
+
+TANH = "--model.gelu=tanh"
+
+
+def test_there_and_back_again(tmp_path: Path) -> None:
+    """npz -> ours -> timm -> ours -> Hugging Face -> ours -> npz."""
+    source = files.of_fixture("npz-vit", tmp_path)
+    timm = converted(source, tmp_path / "a.safetensors", "timm", "--allow=gelu")
+    hf = converted(timm, tmp_path / "hf", "huggingface", TANH)
+    end = converted(hf, tmp_path / "b.npz", "npz")
+    assert_same(read(end), read(source))
+    # The files between are as those libraries write them: names, and bits.
+    of_timm = drawn.fixture("timm-vit")["shapes"]
+    assert {k: list(v.shape) for k, v in read(timm).items()} == of_timm
+    config = json.loads((hf / "config.json").read_text())
+    assert config["hidden_act"] == "gelu_pytorch_tanh"
+    assert config["architectures"] == ["ViTForImageClassification"]
+    names = set(read(hf / "model.safetensors"))
+    assert names == set(drawn.fixture("hf-vit")["shapes"])
+    stacked = converted(end, tmp_path / "c.npz", "big_vision")
+    assert "params/pos_embedding" in read(stacked)
+    again = converted(stacked, tmp_path / "d.npz", "npz")
+    assert_same(read(again), read(source))
+
+
+# The files of a library, written again for the same library: nothing is lost.
+SAME = [
+    *(("timm", f"timm-{n}") for n in ("vit-gap", "registers", "deit", "siglip", "bit")),
+    *(
+        ("timm", f"timm-{n}")
+        for n in ("dinov2-swiglu", "hybrid", "hybrid-root", "mixer")
+    ),
+    *(
+        ("huggingface", f"hf-{n}")
+        for n in ("deit", "dinov2", "dinov2-swiglu", "siglip")
+    ),
+    ("huggingface", "hf-dinov2_with_registers"),
+    *(("npz", f"npz-{n}") for n in ("hybrid", "bit")),
+]
+
+
+@pytest.mark.parametrize("to, name", SAME)
+def test_what_a_library_wrote_comes_back(to: str, name: str, tmp_path: Path) -> None:
+    source = files.of_fixture(name, tmp_path)
+    target = tmp_path / {"huggingface": "out", "npz": "out.npz"}.get(
+        to, "o.safetensors"
+    )
+    allow = ["--allow=layer_norm_epsilon"] if to == "npz" else []
+    converted(source, target, to, *allow)
+    if to == "huggingface":
+        was = json.loads((source / "config.json").read_text())
+        now = json.loads((target / "config.json").read_text())
+        assert {k: v for k, v in now.items() if k not in was} in (
+            {},
+            {"dtype": "float32"},
+        )
+        assert all(was[k] == v for k, v in now.items() if k in was), (was, now)
+        source, target = source / "model.safetensors", target / "model.safetensors"
+    expected = read(source)
+    for ignored in ("embeddings.mask_token",):
+        expected.pop(ignored, None)
+    if name == "npz-hybrid":  # whose GroupNorms had four axes
+        expected = {k: v.reshape(-1) if "gn" in k else v for k, v in expected.items()}
+    assert_same(read(target), expected)
+
+
+def refused(capsys: Any, *arguments: str) -> str:
+    assert convert.main(["convert", *arguments]) == 2
+    return capsys.readouterr().err
+
+
+def test_what_a_format_cannot_say(tmp_path: Path, capsys: Any) -> None:
+    source = str(files.of_fixture("timm-deit", tmp_path))
+    other = str(tmp_path / "a.npz")
+    assert "cannot say model.gelu=erf" in refused(capsys, source, other, "--to=npz")
+    scaled = str(files.of_fixture("timm-hybrid", tmp_path))
+    hf = str(tmp_path / "hf")
+    assert "no model of Hugging Face" in refused(capsys, scaled, hf, "--to=huggingface")
+    shapes = drawn.fixture("npz-vit")["shapes"] | {
+        "pre_logits/kernel": (64, 64),
+        "pre_logits/bias": (64,),
+    }
+    np.savez(tmp_path / "p.npz", **drawn.draw_all(shapes))  # type: ignore[arg-type]
+    source, timm = str(tmp_path / "p.npz"), str(tmp_path / "a.safetensors")
+    flags = ("--to=timm", "--allow=gelu")
+    assert "no place for pre_logits" in refused(capsys, source, timm, *flags)
+    assert "no model of Hugging Face" in refused(capsys, source, hf, "--to=huggingface")
+    assert not list(tmp_path.glob(".*")) and not Path(hf).exists()
+    taken = str(tmp_path / "p.npz")
+    assert "exists" in refused(capsys, source, taken, "--to=npz")
+    assert "ends in .npz" in refused(capsys, source, timm, "--to=npz")
+
+
+def test_flags(tmp_path: Path, capsys: Any) -> None:
+    source = str(files.of_fixture("timm-vit", tmp_path))
+    assert "did you mean" in refused(capsys, source, "--too=npz")
+    assert "did you mean" in refused(capsys, source, "b.npz", "--to=nzp")
+    assert "are needed" in refused(capsys, source, "b.npz")
+    assert convert.main(["convert", source]) == 0
+    table = capsys.readouterr().out
+    assert "head.weight" in table and "head/kernel" in table
+    lacking = drawn.draw_all(drawn.fixture("timm-vit")["shapes"])
+    del lacking["norm.bias"]
+    files.safetensors(tmp_path / "l.safetensors", lacking)
+    assert "lacks" in refused(capsys, str(tmp_path / "l.safetensors"))
+
+
+def test_a_loaded_model_can_be_written_after_a_change(tmp_path: Path) -> None:
+    """Another class of tensors than float32, and not in the order of the file."""
+    source = files.of_fixture("hf-vit", tmp_path)
+    model = vit_jax.load(str(source))
+    assert set(model.arrays()) > {"cls", "head/kernel"}
+    with pytest.raises(UserError, match="unknown"):
+        vit_jax.load(str(source), witdh=3)

@@ -1,0 +1,124 @@
+"""python -m vit_jax.convert SRC [DST --to=FORMAT]
+
+  SRC              a workdir of ours, or a checkpoint of another library
+  DST              a new file or directory; without it the table alone is printed
+  --to=FORMAT      npz (as the paper's authors publish), big_vision, timm, huggingface
+  --step=N         of a workdir: another step than the best, or else newest
+  --allow=NAME     a parameter (or a pattern of them) that may be missing or left over
+                   in SRC, or a field, such as gelu, that FORMAT cannot say; repeatable
+  --model.KEY=V    a field of the model that SRC does not tell, such as num_heads
+
+Prints what maps to what. What is written is read back and compared, bit for bit.
+"""
+
+import argparse
+import ast
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vit_jax import errors
+
+FORMATS = ("npz", "big_vision", "timm", "huggingface")
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises what it has to complain about."""
+
+    def error(self, message: str) -> NoReturn:
+        raise errors.UserError(message)
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The flags, and the fields of the model.
+
+    Raises:
+      UserError: for what is no flag, and what is missing.
+    """
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("source", nargs="?")
+    parser.add_argument("target", nargs="?", type=Path)
+    parser.add_argument("--to")
+    parser.add_argument("--step", type=int)
+    parser.add_argument("--allow", action="append", default=[])
+    fields = [a for a in argv if a.startswith("--model.")]
+    args, unknown = parser.parse_known_args([a for a in argv if a not in fields])
+    if unknown:
+        flags = [f for a in parser._actions for f in a.option_strings]
+        hint = errors.did_you_mean(unknown[0].partition("=")[0], flags)
+        raise errors.UserError(f"{unknown[0]} is not a flag; {hint}")
+    if args.source is None or (args.target is None) != (args.to is None):
+        raise errors.UserError(f"SRC, or SRC DST and --to, are needed:\n\n{__doc__}")
+    if args.to is not None and args.to not in FORMATS:
+        hint = errors.did_you_mean(args.to, FORMATS)
+        raise errors.UserError(f"--to={args.to} is no format; {hint}")
+    pairs = [a.removeprefix("--model.").partition("=") for a in fields]
+    return args, {key: value(text) for key, _, text in pairs}
+
+
+def value(text: str) -> Any:
+    """A number, a tuple or a word.
+
+    >>> value("12"), value("3,4,9"), value("erf")
+    (12, (3, 4, 9), 'erf')
+    """
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line; returns its exit code, see `vit_jax.errors`."""
+    if "--help" in argv:
+        print(__doc__)
+        return 0
+    try:
+        args, model = parse(argv[1:])
+        run(args, model)
+    except errors.Stop as stop:
+        print(f"{stop.label}: {stop}", file=sys.stderr)
+        return stop.exit_code
+    return 0
+
+
+def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
+    """Prints the table; writes, if there is a target."""
+    from vit_jax import checkpoints, loading, workdirs
+    from vit_jax.checkpoints.formats import opened, writing
+
+    source = workdirs.absolute(args.source)
+    if not checkpoints.is_run(source):
+        found = opened.open_checkpoint(Path(source), model=model)
+        print(f"{args.source} is of {found.format}.")
+        print_table(found.table())
+        found.check_complete(args.allow)
+    if args.target is None:
+        return
+    loaded = loading.load(args.source, step=args.step, allow=args.allow, **model)
+    written = writing.write_checkpoint(
+        args.target,
+        args.to,
+        model=loaded.config,
+        params=loaded.arrays(),
+        image_size=loaded.image_size,
+        mean=loaded.mean,
+        std=loaded.std,
+        label_names=loaded.label_names,
+        allow=args.allow,
+    )
+    print(f"\n{args.target} is of {written.format}.")
+    print_table(written.table())
+    print(f"\n{args.target} was read back: all bits are the same.")
+
+
+def print_table(rows: Sequence[tuple[str, str, str]]) -> None:
+    """Three columns, aligned."""
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    for name, shape, ours in rows:
+        print(f"  {name:{widths[0]}}  {shape:{widths[1]}}  {ours}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
