@@ -117,6 +117,14 @@ def test_what_a_format_cannot_say(tmp_path: Path, capsys: Any) -> None:
     assert "no place for pre_logits" in refused(capsys, source, timm, *flags)
     assert "no model of Hugging Face" in refused(capsys, source, hf, "--to=huggingface")
     assert not list(tmp_path.glob(".*")) and not Path(hf).exists()
+    fixed = {k: v for k, v in drawn.draw_all(shapes).items() if "posemb" not in k}
+    fixed = {k: v for k, v in fixed.items() if "pre_logits" not in k}
+    np.savez(tmp_path / "f.npz", **fixed)  # type: ignore[arg-type]
+    for to in ("npz", "timm", "huggingface"):
+        target = {"timm": timm, "npz": other, "huggingface": hf}[to]
+        flags = (f"--to={to}", "--allow=gelu", "--model.pool=token")
+        found = refused(capsys, str(tmp_path / "f.npz"), target, *flags)
+        assert "cannot say model.posemb=sincos2d" in found
     taken = str(tmp_path / "p.npz")
     assert "exists" in refused(capsys, source, taken, "--to=npz")
     assert "ends in .npz" in refused(capsys, source, timm, "--to=npz")

@@ -29,6 +29,13 @@ _GRANTED: dict[str, dict[str, Any]] = {
     "huggingface": {},
 }
 
+_POSEMBS: dict[str, tuple[str, ...]] = {
+    "npz": ("learn",),
+    "big_vision": ("learn", "sincos2d"),
+    "timm": ("learn", "none"),
+    "huggingface": ("learn",),
+}
+
 
 def write_checkpoint(
     path: Path,
@@ -76,7 +83,13 @@ def write_checkpoint(
                 f"{to} cannot say model.{key}={getattr(built, key)}: its readers take "
                 f"{granted} for granted. Allow it ({key}) if yours do not"
             )
-    fields = {"name": "vit", **fields_of(built)}
+    posemb = getattr(built, "posemb", "learn")
+    if posemb not in _POSEMBS[to]:
+        raise UserError(
+            f"{to} cannot say model.posemb={posemb}, only {', '.join(_POSEMBS[to])}: "
+            "choose another format"
+        )
+    fields = fields_of(built)
     entries = entries_of(fields, to, params)
     refuse_unsaid(to, entries, params)
     arrays = {e.theirs: _maker(e, params) for e in entries}
@@ -124,7 +137,7 @@ def fields_of(built: Any) -> dict[str, Any]:
 
 def _hints(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What a reader cannot find in some format, though it matters to nobody else."""
-    keys = ("num_heads", "gelu", "layer_norm_epsilon", "posemb", "layer_scale")
+    keys = ("num_heads", "gelu", "layer_norm_epsilon", "layer_scale")
     keys += ("standardization", "group_norm_epsilon")
     return {key: fields[key] for key in keys if key in fields}
 
