@@ -61,7 +61,13 @@ def test_the_outputs_are_those_of_the_library(name: str, tmp_path: Path) -> None
     assert_agrees(opened, name)
 
 
-SOME = ("timm-deit", "timm-siglip", "timm-registers", "timm-hybrid", "hf-dinov2-swiglu")
+SOME = (
+    *("timm-deit", "timm-siglip"),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("timm-registers", "timm-hybrid", "hf-dinov2-swiglu")
+    ),
+)
 
 
 @pytest.mark.parametrize("name", SOME)

@@ -128,7 +128,7 @@ def make_program(model: dict[str, Any], **mesh: int) -> program.Program:
 @pytest.mark.parametrize(
     "kind",
     [
-        *("hybrid", "mixer", "dinov2"),
+        *("hybrid", "dinov2"),
         *(
             pytest.param(k, marks=pytest.mark.slow)
             for k in ("resnet", "deit", "pooled")
