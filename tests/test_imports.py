@@ -21,6 +21,7 @@ LAYERS: tuple[set[str], ...] = (
     {
         "cluster",
         "compiler",
+        "flags",
         "heartbeats",
         "host_memory",
         "jsonlines",

@@ -16,18 +16,11 @@ import ast
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from vit_jax import errors
+from vit_jax import errors, flags
 
 FORMATS = ("npz", "big_vision", "timm", "huggingface")
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises what it has to complain about."""
-
-    def error(self, message: str) -> NoReturn:
-        raise errors.UserError(message)
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
@@ -36,18 +29,14 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     Raises:
       UserError: for what is no flag, and what is missing.
     """
-    parser = Parser(add_help=False, allow_abbrev=False)
+    parser = flags.Parser()
     parser.add_argument("source", nargs="?")
     parser.add_argument("target", nargs="?", type=Path)
     parser.add_argument("--to")
     parser.add_argument("--step", type=int)
     parser.add_argument("--allow", action="append", default=[])
     fields = [a for a in argv if a.startswith("--model.")]
-    args, unknown = parser.parse_known_args([a for a in argv if a not in fields])
-    if unknown:
-        flags = [f for a in parser._actions for f in a.option_strings]
-        hint = errors.did_you_mean(unknown[0].partition("=")[0], flags)
-        raise errors.UserError(f"{unknown[0]} is not a flag; {hint}")
+    args = parser.parse([a for a in argv if a not in fields])
     if args.source is None or (args.target is None) != (args.to is None):
         raise errors.UserError(f"SRC, or SRC DST and --to, are needed:\n\n{__doc__}")
     if args.to is not None and args.to not in FORMATS:

@@ -65,6 +65,7 @@ class Model:
         self.label_names = None if label_names is None else tuple(label_names)
         self.loss = loss
         self._transform = transform
+        self._compiled: dict[tuple[str, ...] | None, Any] = {}
 
     def __call__(self, images: Any) -> jax.Array:
         """Images to logits [b, num_classes], float32.
@@ -111,10 +112,6 @@ class Model:
         if self.loss == "sigmoid_xent":
             return jax.nn.sigmoid(logits)
         return jax.nn.softmax(logits)
-
-    @functools.cached_property
-    def _compiled(self) -> dict[Any, Any]:
-        return {}
 
     def _apply(self, capture: tuple[str, ...] | None) -> Any:
         def apply(params: Params, images: jax.Array) -> Any:

@@ -21,22 +21,15 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from vit_jax import config as configs
-from vit_jax import errors
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises what it has to complain about."""
-
-    def error(self, message: str) -> NoReturn:
-        raise errors.UserError(message)
+from vit_jax import errors, flags
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     """The flags, and the overrides as (key, text)."""
-    parser = Parser(add_help=False, allow_abbrev=False)
+    parser = flags.Parser()
     parser.add_argument("--config")
     parser.add_argument("--topology")
     parser.add_argument("--slices", type=int, default=1)
@@ -47,11 +40,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/vit_jax/plans"))
     overrides = [a for a in argv if a.startswith("--config.")]
-    args, unknown = parser.parse_known_args([a for a in argv if a not in overrides])
-    if unknown:
-        flags = [f for a in parser._actions for f in a.option_strings]
-        hint = errors.did_you_mean(unknown[0].partition("=")[0], flags)
-        raise errors.UserError(f"{unknown[0]} is not a flag; {hint}")
+    args = parser.parse([a for a in argv if a not in overrides])
     if args.config is None or args.topology is None:
         raise errors.UserError(f"--config and --topology are both needed:\n\n{__doc__}")
     pairs = [a.removeprefix("--config.").partition("=") for a in overrides]

@@ -15,20 +15,13 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from vit_jax import errors
+from vit_jax import errors, flags
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises what it has to complain about."""
-
-    def error(self, message: str) -> NoReturn:
-        raise errors.UserError(message)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -37,7 +30,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
       UserError: for what is no flag, and what is missing.
     """
-    parser = Parser(add_help=False, allow_abbrev=False)
+    parser = flags.Parser()
     parser.add_argument("--checkpoint")
     parser.add_argument("--step", type=int)
     parser.add_argument("--top", type=int, default=5)
@@ -45,11 +38,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--overlay", type=Path)
     parser.add_argument("images", nargs="*", type=Path)
-    args, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flags = [f for a in parser._actions for f in a.option_strings]
-        hint = errors.did_you_mean(unknown[0].partition("=")[0], flags)
-        raise errors.UserError(f"{unknown[0]} is not a flag; {hint}")
+    args = parser.parse(argv)
     if args.checkpoint is None or not args.images:
         raise errors.UserError(
             f"--checkpoint and images to look at are both needed:\n\n{__doc__}"

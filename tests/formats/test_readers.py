@@ -10,19 +10,8 @@ import pytest
 from tests.formats import drawn, files
 from tests.models import tiny
 from vit_jax import models
-from vit_jax.checkpoints.formats.opened import Opened, open_checkpoint
+from vit_jax.checkpoints.formats.opened import Opened, nest, open_checkpoint
 from vit_jax.errors import UserError
-
-
-def nest(flat: dict[str, Any]) -> Any:
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = leaf
-    return tree
 
 
 def outputs(opened: Opened) -> np.ndarray:

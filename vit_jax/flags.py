@@ -1,0 +1,30 @@
+"""Command-line flags of the tools, whose mistakes are UserErrors."""
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from vit_jax import errors
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises what it has to complain about; no abbreviations, no --help of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise errors.UserError(message)
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The flags.
+
+        Raises:
+          UserError: for one that there is not, with the nearest name.
+        """
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [f for action in self._actions for f in action.option_strings]
+            hint = errors.did_you_mean(unknown[0].partition("=")[0], flags)
+            raise errors.UserError(f"{unknown[0]} is not a flag; {hint}")
+        return args
