@@ -6,7 +6,7 @@ equations of the paper (arXiv:2010.11929), which stand at the top of `vit.py`.
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -298,3 +298,19 @@ class Head(nn.Module, kw_only=True):
         bias_init = nn.initializers.constant(self.bias_init)
         bias = self.param("bias", bias_init, shape[1:], dtype)
         return self.classify(x, kernel.astype(x.dtype), bias.astype(x.dtype))
+
+
+def head_of(model: Any, name: str = "head") -> Head:
+    """The classifier that the fields of a model ask for; in a compact method."""
+    return Head(
+        num_classes=model.num_classes,
+        bias_init=model.head_bias_init,
+        classify=model.classify,
+        param_dtype=model.param_dtype,
+        name=name,
+    )
+
+
+def identity(x: jax.Array) -> jax.Array:
+    """What a model's `constrain` is without a mesh."""
+    return x

@@ -13,12 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.models.blocks import Head, classify, drop_path
+from vit_jax.models.blocks import classify, drop_path, head_of, identity
 from vit_jax.models.inputs import check_capture, check_images
-
-
-def _identity(x: jax.Array) -> jax.Array:
-    return x
 
 
 class MixerBlock(nn.Module, kw_only=True):
@@ -97,7 +93,7 @@ class MlpMixer(nn.Module, kw_only=True):
     layer_norm_epsilon: float = 1e-6
     dtype: Literal["float32", "bfloat16"] = "float32"
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    constrain: Callable[[jax.Array], jax.Array] = _identity
+    constrain: Callable[[jax.Array], jax.Array] = identity
     classify: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] = classify
 
     def __post_init__(self) -> None:
@@ -174,13 +170,7 @@ class MlpMixer(nn.Module, kw_only=True):
         y = jnp.mean(x, axis=1, dtype=jnp.promote_types(self.dtype, jnp.float32))
         features["pre_logits"] = y
         if self.num_classes:
-            y = Head(
-                num_classes=self.num_classes,
-                bias_init=self.head_bias_init,
-                classify=self.classify,
-                param_dtype=self.param_dtype,
-                name="head",
-            )(y)
+            y = head_of(self)(y)
         if capture is None:
             return y
         return y, {name: features[name] for name in names}

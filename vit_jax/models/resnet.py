@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import UserError
-from vit_jax.models.blocks import Head, classify
+from vit_jax.models.blocks import classify, head_of, identity
 from vit_jax.models.inputs import check_capture, check_images
 
 # How a standard deviation is kept from 0, as the implementations differ: the paper's
@@ -220,10 +220,6 @@ def stem_stride(stages: tuple[int, ...]) -> int:
     return 4 * 2 ** max(len(stages) - 1, 0)
 
 
-def _identity(x: jax.Array) -> jax.Array:
-    return x
-
-
 class ResNet(nn.Module, kw_only=True):
     """BiT's ResNet v2; its fields are the keys of `config.model` with `name=resnet`.
 
@@ -249,7 +245,7 @@ class ResNet(nn.Module, kw_only=True):
     head_bias_init: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    constrain: Callable[[jax.Array], jax.Array] = _identity
+    constrain: Callable[[jax.Array], jax.Array] = identity
     classify: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] = classify
 
     def __post_init__(self) -> None:
@@ -336,13 +332,7 @@ class ResNet(nn.Module, kw_only=True):
         y = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(self.dtype, jnp.float32))
         features["pre_logits"] = y
         if self.num_classes:
-            y = Head(
-                num_classes=self.num_classes,
-                bias_init=self.head_bias_init,
-                classify=self.classify,
-                param_dtype=self.param_dtype,
-                name="head",
-            )(y)
+            y = head_of(self)(y)
         if capture is None:
             return y
         return y, {name: features[name] for name in names}

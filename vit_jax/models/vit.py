@@ -22,14 +22,10 @@ import jax.numpy as jnp
 
 from vit_jax.errors import UserError
 from vit_jax.models.attention import Attend
-from vit_jax.models.blocks import Head, MAPHead, classify
+from vit_jax.models.blocks import MAPHead, classify, head_of, identity
 from vit_jax.models.encoder import Encoder, Name, RematPolicy, lifted_block
 from vit_jax.models.inputs import check_capture, check_images
 from vit_jax.models.resnet import Standardization, stem, stem_stride
-
-
-def _identity(x: jax.Array) -> jax.Array:
-    return x
 
 
 class VisionTransformer(nn.Module, kw_only=True):
@@ -131,7 +127,7 @@ class VisionTransformer(nn.Module, kw_only=True):
     remat_policy: RematPolicy = "auto"
     remat_names: tuple[Name, ...] | None = None
     attention: Literal["auto", "plain", "fused"] = "auto"
-    constrain: Callable[[jax.Array], jax.Array] = _identity
+    constrain: Callable[[jax.Array], jax.Array] = identity
     attend: Attend | None = None
     classify: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] = classify
 
@@ -221,10 +217,10 @@ class VisionTransformer(nn.Module, kw_only=True):
             y = nn.tanh(y)
         features["pre_logits"] = y
         if self.num_classes:
-            y = self._head("head")(y)
+            y = head_of(self)(y)
             if self.distilled:
                 features["head"] = y
-                features["head_dist"] = self._head("head_dist")(
+                features["head_dist"] = head_of(self, "head_dist")(
                     tokens[:, 1].astype(precise)
                 )
                 y = (y + features["head_dist"]) / 2
@@ -318,15 +314,6 @@ class VisionTransformer(nn.Module, kw_only=True):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="MAPHead_0",
-        )
-
-    def _head(self, name: str) -> Head:
-        return Head(
-            num_classes=self.num_classes or 0,
-            bias_init=self.head_bias_init,
-            classify=self.classify,
-            param_dtype=self.param_dtype,
-            name=name,
         )
 
 
