@@ -6,6 +6,7 @@
   --step=N         of a workdir: another step than the best, or else newest
   --allow=NAME     a parameter (or a pattern of them) that may be missing or left over
                    in SRC, or a field, such as gelu, that FORMAT cannot say; repeatable
+  --image_size=N   or HEIGHT,WIDTH, where SRC does not say it
   --model.KEY=V    a field of the model that SRC does not tell, such as num_heads
 
 Prints what maps to what. What is written is read back and compared, bit for bit.
@@ -34,6 +35,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("target", nargs="?", type=Path)
     parser.add_argument("--to")
     parser.add_argument("--step", type=int)
+    parser.add_argument("--image_size", type=size)
     parser.add_argument("--allow", action="append", default=[])
     fields = [a for a in argv if a.startswith("--model.")]
     args = parser.parse([a for a in argv if a not in fields])
@@ -44,6 +46,17 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
         raise errors.UserError(f"--to={args.to} is no format; {hint}")
     pairs = [a.removeprefix("--model.").partition("=") for a in fields]
     return args, {key: value(text) for key, _, text in pairs}
+
+
+def size(text: str) -> tuple[int, int]:
+    """An image size, of squares or not.
+
+    >>> size("224"), size("224,448")
+    ((224, 224), (224, 448))
+    """
+    numbers = tuple(int(number) for number in text.split(","))
+    height, width = numbers if len(numbers) == 2 else numbers * 2
+    return height, width
 
 
 def value(text: str) -> Any:
@@ -79,13 +92,21 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
 
     source = workdirs.absolute(args.source)
     if not checkpoints.is_run(source):
-        found = opened.open_checkpoint(Path(source), model=model)
+        found = opened.open_checkpoint(
+            Path(source), image_size=args.image_size, model=model
+        )
         print(f"{args.source} is of {found.format}.")
         print_table(found.table())
         found.check_complete(args.allow)
     if args.target is None:
         return
-    loaded = loading.load(args.source, step=args.step, allow=args.allow, **model)
+    loaded = loading.load(
+        args.source,
+        step=args.step,
+        image_size=args.image_size,
+        allow=args.allow,
+        **model,
+    )
     written = writing.write_checkpoint(
         args.target,
         args.to,

@@ -120,6 +120,12 @@ def transformers_models() -> dict[str, Any]:
         "hf-dinov2-swiglu": t.Dinov2Model(swiglu),
         "hf-dinov2_with_registers": t.Dinov2WithRegistersModel(registers),
         "hf-siglip": t.SiglipVisionModel(t.SiglipVisionConfig(**HF)),
+        "hf-siglip-classifier": t.SiglipForImageClassification(
+            t.SiglipConfig(
+                vision_config={**HF, "vision_use_head": False},
+                num_labels=5,
+            )
+        ),
     }
 
 

@@ -9,6 +9,7 @@ import jax
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.models import layers, variants
 from vit_jax.models.attention import Attend
+from vit_jax.models.blocks import sincos2d
 from vit_jax.models.fused_attention import choose_attention
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.resnet import ResNet, stem_stride
@@ -29,6 +30,7 @@ __all__ = [
     "patch_grid",
     "place",
     "shared_dims",
+    "sincos2d",
 ]
 
 Model = VisionTransformer | MlpMixer | ResNet

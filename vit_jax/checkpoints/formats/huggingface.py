@@ -1,7 +1,7 @@
 """Hugging Face directories: config.json, weights, and how images are prepared.
 
 The names are those that `transformers` writes to disk for `vit`, `deit`, `dinov2`,
-`dinov2_with_registers` and `siglip_vision_model`.
+`dinov2_with_registers`, `siglip_vision_model` and the vision half of `siglip`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,15 +27,18 @@ PREFIXES = {
     "dinov2": "dinov2.",
     "dinov2_with_registers": "dinov2_with_registers.",
     "siglip_vision_model": "vision_model.",
+    "siglip": "vision_model.",
 }
 # What a file may hold beside what we have: dinov2's mask token is for pre-training,
 # `pooler` is a layer after the class token that no classifier uses.
-IGNORED = (
+_IGNORED = (
     r"(.*\.)?embeddings\.mask_token",
     r"(.*\.)?pooler\.dense\.(weight|bias)",
     r"(.*\.)?embeddings\.position_ids",
     r"(text_model\..*|logit_scale|logit_bias)",
 )
+# SigLIP's classifier is on the mean of the patches, whatever else the file holds.
+_SIGLIP_HEAD = r"vision_model\.head\..*"
 _GELU = {"gelu": "erf", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
 
 # Position embeddings that they keep as a table [n, d].
@@ -50,8 +53,7 @@ def infer(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Inferred:
     """
     kind = config["model_type"]
     if kind == "siglip":  # image and text; ours is the image's
-        config = {**config["vision_config"], "model_type": kind}
-        kind = "siglip_vision_model"
+        config = _SIGLIP_DEFAULTS | config["vision_config"]
     if kind not in PREFIXES:
         raise UserError(
             f'config.json has model_type "{kind}": {did_you_mean(str(kind), PREFIXES)}'
@@ -73,7 +75,7 @@ def infer(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Inferred:
         "mlp": "swiglu" if swiglu else "gelu",
         "gelu": _GELU[act],
         "layer_norm_epsilon": config["layer_norm_eps"],
-        "pool": "map" if kind == "siglip_vision_model" else "token",
+        "pool": _siglip_pool(config, shapes) if "siglip" in kind else "token",
         "distilled": kind == "deit",
         "layer_scale": config["layerscale_value"] if dino else None,
     }
@@ -105,8 +107,19 @@ def entries(fields: Fields, kind: str, prefix: str) -> list[Entry]:
       kind: `model_type` of config.json.
       prefix: that the backbone's tensors begin with.
     """
-    names = _siglip if kind == "siglip_vision_model" else _vit
+    names = _siglip if "siglip" in kind else _vit
     return list(names(fields, kind, prefix))
+
+
+def ignored(shapes: Mapping[str, Shape]) -> tuple[str, ...]:
+    """Patterns of what a file may hold that no model of ours has."""
+    classifies = "vision_model.head.probe" in shapes and "classifier.weight" in shapes
+    return (*_IGNORED, _SIGLIP_HEAD) if classifies else _IGNORED
+
+
+def _siglip_pool(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> str:
+    has_head = config.get("vision_use_head", True)
+    return "gap" if "classifier.weight" in shapes or not has_head else "map"
 
 
 def prefix_of(shapes: Mapping[str, Shape], kind: str) -> str:
@@ -129,10 +142,12 @@ def model_type(fields: Fields) -> str | None:
     if not plain:
         return None
     scaled, registers = fields.get("layer_scale"), fields.get("registers")
-    if fields["pool"] == "map":
-        beside = scaled or registers or fields.get("num_classes")
-        simple = not beside and fields.get("mlp", "gelu") == "gelu"
-        return "siglip_vision_model" if simple else None
+    if fields["pool"] in ("map", "gap"):
+        if scaled or registers or fields.get("mlp", "gelu") != "gelu":
+            return None
+        if not fields.get("num_classes"):
+            return "siglip_vision_model"
+        return "siglip" if fields["pool"] == "gap" else None
     if fields["pool"] != "token":
         return None
     if scaled is not None:
@@ -152,6 +167,19 @@ _CLASSES: dict[str, tuple[str, ...]] = {
     "dinov2": ("Dinov2Model",),
     "dinov2_with_registers": ("Dinov2WithRegistersModel",),
     "siglip_vision_model": ("SiglipVisionModel",),
+    # Of the tokens' mean, as the paper's comparison of heads has it (appendix D.3).
+    "siglip": ("SiglipVisionModel", "SiglipForImageClassification"),
+}
+# What `transformers` leaves out of a vision_config that says nothing else.
+_SIGLIP_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
 }
 
 
@@ -200,10 +228,21 @@ def config(
         }
     else:
         found["intermediate_size"] = fields["mlp_dim"]
-    if kind != "siglip_vision_model":
+    if "siglip" in kind:
+        if height != width:
+            raise UserError(
+                f"siglip cannot say an image size of {height} x {width}, only squares: "
+                "choose another format"
+            )
+        found["vision_use_head"] = fields["pool"] == "map"
+    else:
         found["qkv_bias"] = True
     if kind == "dinov2_with_registers":
         found["num_register_tokens"] = fields["registers"]
+    if kind == "siglip":
+        about = {key: found.pop(key) for key in ("architectures", "dtype")}
+        found["model_type"] = "siglip_vision_model"
+        found = {**about, "model_type": kind, "vision_config": found}
     if classes:
         names = label_names or [f"LABEL_{i}" for i in range(classes)]
         found["id2label"] = {str(i): name for i, name in enumerate(names)}

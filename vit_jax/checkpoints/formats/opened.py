@@ -328,13 +328,12 @@ def _recognize(
     if "model_type" in config:
         inferred = huggingface.infer(config, theirs)
         kind = config["model_type"]
-        kind = "siglip_vision_model" if kind == "siglip" else kind
         prefix = huggingface.prefix_of(theirs, kind)
         return (
             "huggingface",
             inferred,
             lambda fields, _: huggingface.entries(fields, kind, prefix),
-            huggingface.IGNORED,
+            huggingface.ignored(theirs),
         )
     if timm.recognizes(theirs):
         return (

@@ -84,12 +84,14 @@ def write_checkpoint(
                 f"{granted} for granted. Allow it ({key}) if yours do not"
             )
     posemb = getattr(built, "posemb", "learn")
-    if posemb not in _POSEMBS[to]:
+    fields = fields_of(built)
+    if posemb == "sincos2d" and posemb not in _POSEMBS[to]:
+        fields, params = with_table(fields, params, image_size)
+    elif posemb not in _POSEMBS[to]:
         raise UserError(
             f"{to} cannot say model.posemb={posemb}, only {', '.join(_POSEMBS[to])}: "
             "choose another format"
         )
-    fields = fields_of(built)
     entries = entries_of(fields, to, params)
     refuse_unsaid(to, entries, params)
     arrays = {e.theirs: _maker(e, params) for e in entries}
@@ -125,6 +127,26 @@ def write_checkpoint(
     return open_checkpoint(path, image_size=image_size, model=_hints(fields))
 
 
+def with_table(
+    fields: Mapping[str, Any],
+    params: Mapping[str, np.ndarray],
+    image_size: tuple[int, int],
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The same model with its fixed position embeddings as a parameter.
+
+    Args:
+      fields: of a model with posemb="sincos2d".
+      params: by path.
+      image_size: (height, width).
+    """
+    grid = models.patch_grid(models.create(**fields), image_size)
+    table = models.sincos2d(*grid, dim=fields["width"])
+    own = sum(name in params for name in ("cls", "dist"))  # have no position
+    table = np.pad(table, ((own, 0), (0, 0)))[None]
+    path = "Transformer/posembed_input/pos_embedding"
+    return {**fields, "posemb": "learn"}, {**params, path: table}
+
+
 def fields_of(built: Any) -> dict[str, Any]:
     """The fields of a model that say what it computes, by name."""
     names = {kind: name for name, kind in models.MODELS.items()}
@@ -153,9 +175,9 @@ def entries_of(
         kind = huggingface.model_type(dict(fields))
         if kind is None:
             raise UserError(
-                "no model of Hugging Face says what this one computes: they have token "
-                "or map pooling, learned position embeddings, no pre_logits and no "
-                "ResNet; with LayerScale (dinov2) also no head"
+                "no model of Hugging Face says what this one computes: they have no "
+                "pre_logits and no ResNet; with LayerScale (dinov2) or map pooling "
+                "(siglip) also no head"
             )
         has_head = any(path.startswith("head/") for path in params)
         prefix = huggingface.PREFIXES[kind] if has_head else ""
