@@ -41,7 +41,7 @@ LAYERS: tuple[set[str], ...] = (
     {"checkpoints", "data", "metrics", "state", "steps", "workdirs"},
     {"evaluators", "loading", "observer", "program"},
     {"run"},
-    {"config", "planning", "train", "visualize"},
+    {"config", "export", "planning", "train", "visualize"},
     {"convert", "main", "plan", "predict"},
     {"__init__"},
 )

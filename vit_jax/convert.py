@@ -2,7 +2,8 @@
 
   SRC              a workdir of ours, or a checkpoint of another library
   DST              a new file or directory; without it the table alone is printed
-  --to=FORMAT      npz (as the paper's authors publish), big_vision, timm, huggingface
+  --to=FORMAT      npz (as the paper's authors publish), big_vision, timm, huggingface,
+                   or stablehlo: a program that needs jax alone, see vit_jax/export.py
   --step=N         of a workdir: another step than the best, or else newest
   --allow=NAME     a parameter (or a pattern of them) that may be missing or left over
                    in SRC, or a field, such as gelu, that FORMAT cannot say; repeatable
@@ -21,7 +22,7 @@ from typing import Any
 
 from vit_jax import errors, flags
 
-FORMATS = ("npz", "big_vision", "timm", "huggingface")
+FORMATS = ("npz", "big_vision", "timm", "huggingface", "stablehlo")
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
@@ -87,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     """Prints the table; writes, if there is a target."""
-    from vit_jax import checkpoints, loading, workdirs
+    from vit_jax import checkpoints, export, loading, workdirs
     from vit_jax.checkpoints.formats import opened, writing
 
     source = workdirs.absolute(args.source)
@@ -107,6 +108,10 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
         allow=args.allow,
         **model,
     )
+    if args.to == "stablehlo":
+        export.export(loaded, args.target)
+        print(f"\n{args.target} was read back: it computes the same logits.")
+        return
     written = writing.write_checkpoint(
         args.target,
         args.to,

@@ -153,7 +153,8 @@ class MlpMixer(nn.Module, kw_only=True):
         x = nn.Conv(self.width, patch, patch, padding="VALID", name="stem", **types)(
             images
         )
-        x = x.reshape(len(x), -1, self.width)  # [b, n, d]
+        batch, rows, columns, width = x.shape
+        x = x.reshape(batch, rows * columns, width)  # [b, n, d]
         x = features["stem"] = self.constrain(x)
         rates = np.linspace(0.0, self.stochastic_depth, self.depth).tolist()
         for layer, rate in enumerate(rates):
