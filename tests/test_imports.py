@@ -38,7 +38,15 @@ LAYERS: tuple[set[str], ...] = (
         "timing",
     },
     {"distributed", "votes"},
-    {"checkpoints", "data", "metrics", "state", "steps", "workdirs"},
+    {
+        "checkpoints",
+        "data",
+        "distillation",
+        "metrics",
+        "state",
+        "steps",
+        "workdirs",
+    },
     {"evaluators", "loading", "observer", "program"},
     {"run"},
     {"config", "export", "planning", "train", "visualize"},
@@ -51,6 +59,9 @@ LAYER_OF = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 NEIGHBOURS = {
     ("optim", "schedules"),
     ("steps", "state"),
+    ("steps", "distillation"),
+    ("distillation", "checkpoints"),
+    ("distillation", "state"),
     ("checkpoints", "state"),
     ("sharding", "layouts"),
 }

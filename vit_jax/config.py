@@ -95,6 +95,7 @@ def owners(path: str, given: Plain) -> list[Callable[..., Any]]:
     # Imported here: main shows --help and refuses a missing file without jax.
     from vit_jax import checkpoints, data, evaluators, layouts, losses, models, optim
     from vit_jax.data import transforms
+    from vit_jax.distillation import Distillation
     from vit_jax.run import Run
 
     parts = path.split(".")
@@ -115,6 +116,8 @@ def owners(path: str, given: Plain) -> list[Callable[..., Any]]:
             return [transforms.EvalTransform]
         case ["loss"]:
             return [losses.make]
+        case ["distill"]:
+            return [Distillation]
         case ["optim"]:
             return [optim.make]
         case ["mesh"]:

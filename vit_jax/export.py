@@ -63,10 +63,7 @@ def export(model: Model, path: Path) -> None:
 
 def trace(model: Model, arrays: dict[str, np.ndarray]) -> jax.export.Exported:
     """The program (weights by path, uint8 images [b, h, w, 3]) -> logits [b, k]."""
-    fields = dict(model.config)
-    if isinstance(model.module, models.VisionTransformer):  # `arrays` has no scan
-        fields |= {"scan": False, "remat_policy": None, "remat_names": None}
-    module = models.create(**fields)
+    module = models.create(**models.looped(model.config))
     mean, std = np.asarray(model.mean, np.float32), np.asarray(model.std, np.float32)
 
     def predict(weights: dict[str, jax.Array], images: jax.Array) -> Any:

@@ -40,6 +40,40 @@ def sigmoid_xent(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return -jnp.sum(targets * positive + (1.0 - targets) * negative, axis=-1)  # [b]
 
 
+def hard_distillation(
+    logits: jax.Array, teacher: jax.Array, temperature: float = 1.0
+) -> jax.Array:
+    """Cross-entropy against the class that the teacher finds likeliest, [b].
+
+    Touvron et al., arXiv:2012.12877, equation 3. The temperature changes nothing.
+
+    >>> logits = jnp.zeros((1, 4))
+    >>> float(hard_distillation(logits, jnp.array([[0.0, 3.0, 1.0, 2.0]]))[0])  # log(4)
+    1.3862943649291992
+    """
+    del temperature
+    best = jnp.argmax(teacher, axis=-1)
+    return softmax_xent(logits, jax.nn.one_hot(best, teacher.shape[-1]))
+
+
+def soft_distillation(
+    logits: jax.Array, teacher: jax.Array, temperature: float = 1.0
+) -> jax.Array:
+    """T^2 KL(softmax(teacher / T) || softmax(logits / T)) of [b, k] and [b, k]: [b].
+
+    Hinton et al., arXiv:1503.02531, and equation 2 of arXiv:2012.12877, whose code
+    divides by k besides.
+
+    >>> same = jnp.array([[0.0, 3.0, 1.0, 2.0]])
+    >>> float(soft_distillation(same, same, 3.0)[0])
+    0.0
+    """
+    logits, teacher = _as_float32(logits, teacher)
+    said = jax.nn.log_softmax(teacher / temperature)
+    learned = jax.nn.log_softmax(logits / temperature)
+    return temperature**2 * jnp.sum(jnp.exp(said) * (said - learned), axis=-1)  # [b]
+
+
 def to_targets(
     labels: jax.Array, num_classes: int, label_smoothing: float = 0.0
 ) -> jax.Array:
@@ -75,6 +109,7 @@ def _as_float32(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.A
 
 
 LOSSES = {"softmax_xent": softmax_xent, "sigmoid_xent": sigmoid_xent}
+DISTILLATIONS = {"hard": hard_distillation, "soft": soft_distillation}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ import jax
 
 from vit_jax import layouts, losses, models, sharding, state, steps
 from vit_jax import optim as optimizers
+from vit_jax.distillation import Teacher
 
 
 class DataShape(Protocol):
@@ -51,6 +52,7 @@ class Program:
         self,
         data: DataShape,
         devices: Sequence[Any],
+        teacher: Teacher | None = None,
         *,
         seed: int,
         batch_size: int,
@@ -69,6 +71,7 @@ class Program:
         Args:
           data: the shape of the training data.
           devices: to lay everything out over; they need not be here.
+          teacher: that the model learns from, see `vit_jax.distillation`.
 
         Raises:
           UserError: if a value is out of its range or two do not go together.
@@ -120,7 +123,10 @@ class Program:
             ema=ema,
             loss=losses.make(**loss),
             num_classes=num_classes,
+            teacher=teacher,
+            two_heads=getattr(plain, "distilled", False),
         )
+        self.teacher = teacher
         # Without smoothing, so that it can be compared with other people's.
         self._eval_loss = losses.make(**{**loss, "label_smoothing": 0.0})
 
@@ -138,9 +144,10 @@ class Program:
 
     def trace_train_step(self) -> jax.stages.Traced:
         """The training step as JAX sees it."""
-        return steps.trace_train_step(
-            self.train_step, self.mesh, self.abstract_state, self.abstract_batch
-        )
+        arguments: list[Any] = [self.abstract_state, self.abstract_batch]
+        if self.teacher is not None:
+            arguments.append(self.teacher.abstract_params(self.mesh))
+        return steps.trace_train_step(self.train_step, self.mesh, *arguments)
 
     def lower_train_step(self) -> jax.stages.Lowered:
         """The training step as the compiler is given it."""

@@ -13,7 +13,8 @@ import jax
 from etils import epath
 
 from vit_jax import data as datasets
-from vit_jax import distributed, host_memory, preemption, sharding
+from vit_jax import distributed, host_memory, preemption, progress, sharding, workdirs
+from vit_jax.distillation import Distillation, Teacher, read_teacher
 from vit_jax.errors import UserError
 from vit_jax.evaluators import EVALUATORS
 from vit_jax.program import Program
@@ -47,6 +48,7 @@ class Run:
         model: dict[str, Any],
         data: dict[str, Any],
         loss: dict[str, Any],
+        distill: dict[str, Any],
         optim: dict[str, Any],
         mesh: dict[str, Any],
         checkpoint: dict[str, Any],
@@ -113,6 +115,7 @@ class Run:
         self.program = Program(
             self.dataset,
             jax.devices(),
+            self._read_teacher(Distillation(**distill), model["dtype"]),
             seed=seed,
             batch_size=batch_size,
             total_steps=self.total_steps,
@@ -148,6 +151,27 @@ class Run:
                 self.program.make_eval_step,
                 self.abstract_state.params,
             )
+
+    def _read_teacher(self, distillation: Distillation, dtype: str) -> Teacher | None:
+        if distillation.teacher is None:
+            return None
+        path = workdirs.absolute(distillation.teacher)
+        return read_teacher(
+            distillation,
+            path,
+            num_classes=self.num_classes,
+            image_size=self.dataset.image_size,
+            dtype=dtype,
+            progress=progress.of_reading(path),
+        )
+
+    def compile_train_step(self) -> Any:
+        """The compiled step, a function (state, batch) -> (state, scalars)."""
+        step, teacher = self.program.compile_train_step(), self.program.teacher
+        if teacher is None:
+            return step
+        params = teacher.place(self.mesh)
+        return lambda state, batch: step(state, batch, params)
 
     def compile_evaluators(self) -> None:
         for evaluator in self.evaluators:

@@ -14,13 +14,14 @@ import optax
 from jax.sharding import Mesh
 
 from vit_jax import compiler, sharding
+from vit_jax.distillation import Teacher
 from vit_jax.mixing import mixup as mix
 from vit_jax.state import Params, TrainState, shardings_of
 
 Batch = Mapping[str, jax.Array]
 AbstractBatch = Mapping[str, jax.ShapeDtypeStruct]
 Scalars = dict[str, jax.Array]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Scalars]]
+TrainStep = Callable[..., tuple[TrainState, Scalars]]
 EvalStep = Callable[[Params, Batch], Scalars]
 
 
@@ -47,6 +48,8 @@ def make_train_step(
     mixup: float,
     accumulation_steps: int,
     ema: float | None,
+    teacher: Teacher | None = None,
+    two_heads: bool = False,
 ) -> TrainStep:
     """The step as a pure function.
 
@@ -60,13 +63,21 @@ def make_train_step(
       mixup: alpha of the Beta distribution; 0 is off.
       accumulation_steps: micro-batches whose gradients are summed for one update.
       ema: decay of the average of the parameters, or None.
+      teacher: that the model learns from besides the labels.
+      two_heads: the labels teach the model's "head", and the teacher "head_dist".
 
     Returns:
-      A function (state, batch) -> (state, scalars). The loss is the mean over the
+      A function (state, batch) -> (state, scalars), or with a teacher (state, batch,
+      the teacher's parameters) -> (state, scalars). The loss is the mean over the
       examples with a true mask. `finite` tells whether the new state can be trusted.
     """
+    heads: dict[str, Any] = {}
+    if teacher is not None and two_heads:
+        heads = {"capture": ("head", "head_dist")}
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
+    def train_step(
+        state: TrainState, batch: Batch, teacher_params: Params | None = None
+    ) -> tuple[TrainState, Scalars]:
         key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), state.step)
         mixup_key, dropout_key = jax.random.split(key)
 
@@ -79,10 +90,24 @@ def make_train_step(
 
         def loss_fn(params: Params, part: Batch, key: jax.Array) -> jax.Array:
             logits = apply(
-                {"params": params}, part["image"], train=True, rngs={"dropout": key}
+                {"params": params},
+                part["image"],
+                train=True,
+                rngs={"dropout": key},
+                **heads,
             )
+            taught = logits
+            if heads:
+                logits, taught = logits[1]["head"], logits[1]["head_dist"]
             with jax.named_scope("loss"):
-                losses = jnp.where(part["mask"], loss(logits, part["targets"]), 0.0)
+                losses = loss(logits, part["targets"])
+                if teacher is not None:
+                    weight = teacher.distillation.weight
+                    other = teacher.loss(
+                        teacher_params, part["image"], mean, std, taught
+                    )
+                    losses = (1.0 - weight) * losses + weight * other
+                losses = jnp.where(part["mask"], losses, 0.0)
                 return jnp.sum(losses) / jnp.maximum(examples, 1)  # of the whole batch
 
         whole = {"image": images, "targets": targets, "mask": mask}
@@ -201,7 +226,11 @@ def hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def trace_train_step(
-    train_step: TrainStep, mesh: Mesh, state: TrainState, batch: AbstractBatch
+    train_step: TrainStep,
+    mesh: Mesh,
+    state: TrainState,
+    batch: AbstractBatch,
+    *others: Params,
 ) -> jax.stages.Traced:
     """The step as JAX sees it; `lower()` is what the compiler is given.
 
@@ -211,14 +240,16 @@ def trace_train_step(
       train_step: from `make_train_step`.
       state: abstract, with shardings.
       batch: abstract, with shardings.
+      *others: likewise; the parameters of a teacher, if it has one.
     """
+    arguments = (state, batch, *others)
     jitted = jax.jit(
         train_step,
-        in_shardings=(shardings_of(state), shardings_of(batch)),
+        in_shardings=tuple(shardings_of(argument) for argument in arguments),
         out_shardings=(shardings_of(state), sharding.replicated(mesh)),
         donate_argnums=0,
     )
-    return jitted.trace(state, batch)
+    return jitted.trace(*arguments)
 
 
 def compile_train_step(

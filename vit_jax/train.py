@@ -86,7 +86,7 @@ def train_from(
             workdirs.write_atomically(workdir / "parameters.txt", overview + "\n")
             announce(workdir, run, saved.position.step, overview)
     # Ahead of time, in a thread: a signal need not wait for the compiler.
-    train_step = preemption.wait(run.program.compile_train_step)
+    train_step = preemption.wait(run.compile_train_step)
     preemption.wait(run.compile_evaluators)
     with contextlib.closing(observe(workdir, run, saved)) as observer:
         distributed.gather("")  # from here on a signal stops all after the same step

@@ -95,7 +95,10 @@ def read_weights(
     size = data["image_size"]
     return Weights(
         arrays=flatten(models.layers.scan_to_loop(nest(read_arrays(directory)))),
-        model=config["model"],
+        model={
+            key: tuple(value) if isinstance(value, list) else value  # as JSON has them
+            for key, value in config["model"].items()
+        },
         image_size=(size, size) if isinstance(size, int) else tuple(size),
         normalization=(tuple(data["mean"]), tuple(data["std"])),
     )

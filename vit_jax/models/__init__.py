@@ -27,6 +27,7 @@ __all__ = [
     "create",
     "layers",
     "list_models",
+    "looped",
     "patch_grid",
     "place",
     "shared_dims",
@@ -95,6 +96,17 @@ def shared_dims(model: Model) -> dict[str, int]:
         for key in ("num_heads", "mlp_dim")
         if hasattr(model, key)
     }
+
+
+def looped(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the same model with its layers in a loop, and nothing recomputed.
+
+    >>> looped({"variant": "B/16", "scan": True})["scan"], looped({"name": "mixer"})
+    (False, {'name': 'mixer'})
+    """
+    if fields.get("name", "vit") != "vit":
+        return dict(fields)
+    return {**fields, "scan": False, "remat_policy": None, "remat_names": None}
 
 
 def patch_grid(model: Model, image_size: tuple[int, int]) -> tuple[int, int]:

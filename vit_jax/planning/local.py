@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import host_memory, state
-from vit_jax.planning import flops
+from vit_jax.planning import figures, flops
 from vit_jax.planning.planner import Shape
 from vit_jax.program import Program
 
@@ -72,7 +72,7 @@ def measure(
         "share_of_matmul_rate": model_flops / step / rate,
         "days": hours / 24,
         "price": None if price is None else hours * len(devices) * price,
-        "not_modelled": list(NOT_MODELLED),
+        "not_modelled": [*NOT_MODELLED, *figures.of_teacher(config)],
     }
 
 

@@ -98,7 +98,9 @@ class Planner:
             total_steps=self.shape.total_steps,
             price=self.price,
         )
-        return figures.assemble(self.topology, run, compiled, command)
+        plan = figures.assemble(self.topology, run, compiled, command)
+        plan["not_modelled"] += figures.of_teacher(config)
+        return plan
 
     def plan(
         self, config: dict[str, Any], *, fast: bool, command: list[str]

@@ -362,14 +362,9 @@ def shapes_of(
     fields: Mapping[str, Any], image_size: tuple[int, int]
 ) -> dict[str, Shape]:
     """The shapes of a model's parameters by path, layers in a loop."""
-    model = models.create(**{**fields, **_looped(fields)})
+    model = models.create(**models.looped(dict(fields)))
     tree = abstract_params(model, (*image_size, 3))
     return {path: leaf.shape for path, leaf in flatten(tree).items()}
-
-
-def _looped(fields: Mapping[str, Any]) -> dict[str, Any]:
-    is_vit = "name" not in fields or fields["name"] == "vit"
-    return {"scan": False, "remat_names": None} if is_vit else {}
 
 
 def _around(
