@@ -1,9 +1,11 @@
 """What we write, others read; through their names, and back, bit for bit."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -178,6 +180,16 @@ def test_flags(tmp_path: Path, capsys: Any) -> None:
     del lacking["norm.bias"]
     files.safetensors(tmp_path / "l.safetensors", lacking)
     assert "lacks" in refused(capsys, str(tmp_path / "l.safetensors"))
+
+
+def test_verify_needs_a_library_that_reads_it(tmp_path: Path, capsys: Any) -> None:
+    source = str(files.of_fixture("hf-vit", tmp_path))
+    image = tmp_path / "a.png"
+    cv2.imwrite(str(image), np.zeros((28, 28, 3), np.uint8))
+    if importlib.util.find_spec("torch") is None:
+        found = refused(capsys, source, f"--verify={image}")
+        assert "pip install torch transformers" in found
+    assert "there is no image" in refused(capsys, source, "--verify=nowhere.png")
 
 
 def test_a_field_that_no_model_has(tmp_path: Path, capsys: Any) -> None:

@@ -49,7 +49,7 @@ LAYERS: tuple[set[str], ...] = (
     },
     {"evaluators", "loading", "observer", "program"},
     {"run"},
-    {"config", "export", "planning", "train", "visualize"},
+    {"config", "export", "planning", "train", "verify", "visualize"},
     {"convert", "main", "plan", "predict"},
     {"__init__"},
 )
@@ -64,6 +64,7 @@ NEIGHBOURS = {
     ("distillation", "state"),
     ("checkpoints", "state"),
     ("sharding", "layouts"),
+    ("convert", "predict"),
 }
 
 # Packages that have one home, so that replacing them stays a local change.

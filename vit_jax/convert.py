@@ -8,6 +8,9 @@
   --allow=NAME     a parameter (or a pattern of them) that may be missing or left over
                    in SRC, or a field, such as gelu, that FORMAT cannot say; repeatable
   --image_size=N   or HEIGHT,WIDTH, where SRC does not say it
+  --verify=IMAGES  compares what timm or transformers, if they are installed, compute of
+                   SRC and of DST with what we do: a file, or a folder of images
+  --timm=NAME      what timm calls the model, which its files do not say
   --model.KEY=V    a field of the model that SRC does not tell, such as num_heads
 
 Prints what maps to what. What is written is read back and compared, bit for bit.
@@ -37,6 +40,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--to")
     parser.add_argument("--step", type=int)
     parser.add_argument("--image_size", type=size)
+    parser.add_argument("--verify", type=Path)
+    parser.add_argument("--timm")
     parser.add_argument("--allow", action="append", default=[])
     fields = [a for a in argv if a.startswith("--model.")]
     args = parser.parse([a for a in argv if a not in fields])
@@ -92,14 +97,20 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     from vit_jax.checkpoints.formats import opened, writing
 
     source = workdirs.absolute(args.source)
-    if not checkpoints.is_run(source):
+    is_run = checkpoints.is_run(source)
+    if args.verify is not None and is_run and args.to in (None, "stablehlo"):
+        raise errors.UserError(
+            "--verify: no other library reads a workdir or stablehlo; convert it to "
+            "huggingface or timm"
+        )
+    if not is_run:
         found = opened.open_checkpoint(
             Path(source), image_size=args.image_size, model=model
         )
         print(f"{args.source} is of {found.format}.")
         print_table(found.table())
         found.check_complete(args.allow)
-    if args.target is None:
+    if args.target is None and args.verify is None:
         return
     loaded = loading.load(
         args.source,
@@ -108,6 +119,10 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
         allow=args.allow,
         **model,
     )
+    if args.verify is not None and not is_run:
+        print_verified(loaded, Path(args.source), args)
+    if args.target is None:
+        return
     if args.to == "stablehlo":
         export.export(loaded, args.target)
         print(f"\n{args.target} was read back: it computes the same logits.")
@@ -126,6 +141,19 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     print(f"\n{args.target} is of {written.format}.")
     print_table(written.table())
     print(f"\n{args.target} was read back: all bits are the same.")
+    if args.verify is not None:
+        print_verified(loaded, args.target, args)
+
+
+def print_verified(model: Any, path: Path, args: argparse.Namespace) -> None:
+    """Says how far another library is from a model of ours, on at most 8 images."""
+    import numpy as np
+
+    from vit_jax import predict, verify
+
+    files = list(predict.find_images([args.verify]))[:8]
+    images = np.stack([predict.read(model, file) for file in files])
+    print(verify.verify(model, path, images, timm_name=args.timm))
 
 
 def print_table(rows: Sequence[tuple[str, str, str]]) -> None:

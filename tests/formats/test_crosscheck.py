@@ -117,6 +117,51 @@ def test_timm_loads_what_we_write(to: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Two photos as files."""
+    image: Any = importlib.import_module("PIL.Image")
+    datasets: Any = importlib.import_module("sklearn.datasets")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, photo in enumerate(datasets.load_sample_images().images):
+        image.fromarray(photo).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("name", HF)
+def test_verify_with_transformers(
+    name: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    source, target = files.of_fixture(name, folder), tmp_path / "out"
+    flags = [f"--verify={pictures}", "--to=huggingface"]
+    assert convert.main(["", str(source), str(target), *flags]) == 0
+    found = capsys.readouterr().out
+    assert found.count("gives the same on 2 images") == 2
+    flags = [f"--verify={pictures}", "--model.layer_norm_epsilon=0.1"]
+    assert convert.main(["", str(source), *flags]) == 2
+    assert "computes something else" in capsys.readouterr().err
+
+
+def test_verify_with_timm(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timm: Any = importlib.import_module("timm")
+    save: Any = importlib.import_module("safetensors.torch").save_file
+    name = "vit_tiny_patch16_224"
+    source, target = tmp_path / "a.safetensors", tmp_path / "a.npz"
+    save(timm.create_model(name, num_classes=7).state_dict(), source)
+    flags = [f"--verify={pictures}", "--to=npz", "--allow=gelu"]
+    assert convert.main(["", str(source), *flags[:1]]) == 2
+    assert "add --timm=NAME" in capsys.readouterr().err
+    assert convert.main(["", str(source), str(target), *flags, f"--timm={name}"]) == 0
+    assert capsys.readouterr().out.count("gives the same on 2 images") == 2
+    assert convert.main(["", str(source), *flags[:1], "--timm=vit_tny"]) == 2
+    assert "--timm=vit_tny" in capsys.readouterr().err
+
+
 def test_torch_files(tmp_path: Path) -> None:
     """What `torch.save` writes today, views and half precision among it."""
     torch: Any = importlib.import_module("torch")
