@@ -60,7 +60,11 @@ EXTRAS_REQUIRE = {
     # Other people's implementations that the tests marked `crosscheck` compare with;
     # no bounds, since no test here tells which.
     "crosscheck": [
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
         "safetensors",
+        "scikit-image",
         "scikit-learn",
         "timm",
         "torch",

@@ -1,5 +1,6 @@
 """Weights in another model: another head, another resolution, another library's."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,23 @@ def test_weights_of_another_library_in_scanned_layers(tmp_path: Path) -> None:
         bias = saved[f"{block}['MlpBlock_0']['Dense_0']['bias']"]
         np.testing.assert_array_equal(bias, np.stack(expected))
         assert not saved[f"{item}['head']['kernel']"].any()
+
+
+def test_learned_positions_start_from_fixed_ones(tmp_path: Path) -> None:
+    """A model with a class token and a sine-cosine table, to a finer grid."""
+    shapes = drawn.fixture("npz-vit")["shapes"]
+    del shapes["Transformer/posembed_input/pos_embedding"]
+    np.savez(tmp_path / "fixed.npz", **drawn.draw_all(shapes))  # type: ignore[arg-type]
+    read = adapt.read_weights(epath.Path(tmp_path / "fixed.npz"))
+    source = dataclasses.replace(read, image_size=(28, 28))  # the file does not say
+    wanted = {**source.model, "posemb": "learn"}
+    arrays, said = adapt.adapt(source, wanted, (28, 49))
+    found = arrays["Transformer/posembed_input/pos_embedding"]
+    assert found.shape == (1, 1 + 4 * 7, 64) and not found[0, 0].any()
+    grid = models.sincos2d(4, 4, dim=64).reshape(4, 4, 64)
+    expected: Any = scipy.ndimage.zoom(grid, (1, 7 / 4, 1), order=1)
+    np.testing.assert_allclose(found[0, 1:], expected.reshape(-1, 64), atol=1e-6)
+    assert said[0] == "fixed position embeddings are where learned ones start"
 
 
 def test_a_trained_run_at_twice_the_resolution(tmp_path: Path) -> None:

@@ -132,6 +132,10 @@ def adapt(
     wanted = shapes_of(model, image_size)
     stored = dict(source.arrays)
     said: list[str] = []
+    fixed = getattr(_create(source.model), "posemb", None) == "sincos2d"
+    if fixed and _POSEMB in wanted:
+        _, stored = with_table(source.model, stored, source.image_size)
+        said.append("fixed position embeddings are where learned ones start")
     if _POSEMB in stored and _POSEMB in wanted:
         old = grid_of(source.model, source.image_size)
         new = grid_of(model, image_size)
@@ -203,6 +207,25 @@ def grid_of(model: Mapping[str, Any], image_size: tuple[int, int]) -> tuple[int,
     (14, 24)
     """
     return models.patch_grid(_create(model), image_size)
+
+
+def with_table(
+    fields: Mapping[str, Any],
+    params: Mapping[str, np.ndarray],
+    image_size: tuple[int, int],
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The same model with its fixed position embeddings as a parameter.
+
+    Args:
+      fields: of the model, with posemb="sincos2d".
+      params: by path.
+      image_size: (height, width).
+    """
+    grid = grid_of(fields, image_size)
+    table = models.sincos2d(*grid, dim=_create(fields).width)
+    own = sum(name in params for name in ("cls", "dist"))  # have no position
+    table = np.pad(table, ((own, 0), (0, 0)))[None]
+    return {**fields, "posemb": "learn"}, {**params, _POSEMB: table}
 
 
 def _resample_all(

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vit_jax import models
+from vit_jax.checkpoints.adapt import with_table
 from vit_jax.checkpoints.formats import huggingface, published, timm
 from vit_jax.checkpoints.formats.containers import write_safetensors
 from vit_jax.checkpoints.formats.layouts import Entry
@@ -125,26 +126,6 @@ def write_checkpoint(
         else:
             temporary.unlink(missing_ok=True)
     return open_checkpoint(path, image_size=image_size, model=_hints(fields))
-
-
-def with_table(
-    fields: Mapping[str, Any],
-    params: Mapping[str, np.ndarray],
-    image_size: tuple[int, int],
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The same model with its fixed position embeddings as a parameter.
-
-    Args:
-      fields: of a model with posemb="sincos2d".
-      params: by path.
-      image_size: (height, width).
-    """
-    grid = models.patch_grid(models.create(**fields), image_size)
-    table = models.sincos2d(*grid, dim=fields["width"])
-    own = sum(name in params for name in ("cls", "dist"))  # have no position
-    table = np.pad(table, ((own, 0), (0, 0)))[None]
-    path = "Transformer/posembed_input/pos_embedding"
-    return {**fields, "posemb": "learn"}, {**params, path: table}
 
 
 def fields_of(built: Any) -> dict[str, Any]:
