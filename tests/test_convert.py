@@ -12,6 +12,7 @@ import pytest
 import vit_jax
 from tests.formats import drawn, files
 from vit_jax import convert
+from vit_jax.checkpoints.formats import augreg
 from vit_jax.checkpoints.formats.containers import open_tensors
 from vit_jax.errors import UserError
 
@@ -180,6 +181,22 @@ def test_flags(tmp_path: Path, capsys: Any) -> None:
     del lacking["norm.bias"]
     files.safetensors(tmp_path / "l.safetensors", lacking)
     assert "lacks" in refused(capsys, str(tmp_path / "l.safetensors"))
+
+
+def test_the_names_of_augreg(tmp_path: Path, capsys: Any) -> None:
+    name = "B_16-i1k-300ep-lr_0.001-aug_strong2-wd_0.03-do_0.1-sd_0.1"
+    tuned = f"{name}--imagenet2012-steps_20k-lr_0.01-res_384.npz"
+    path = files.of_fixture("npz-vit", tmp_path).rename(tmp_path / tuned)
+    assert convert.main(["convert", str(path)]) == 0
+    assert (
+        "By its name: B/16, pre-trained on ImageNet for 300 epochs (learning rate "
+        "0.001, augmentation strong2, weight decay 0.03, dropout 0.1, stochastic depth "
+        "0.1), fine-tuned on imagenet2012 at 384 px for 20,000 steps (learning rate "
+        "0.01)." in capsys.readouterr().out
+    )
+    small = "R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0.npz"
+    assert (augreg.describe(small) or "").startswith("R+ViT-Ti/16, pre-trained on Im")
+    assert augreg.describe("B_16.npz") is None
 
 
 def test_verify_needs_a_library_that_reads_it(tmp_path: Path, capsys: Any) -> None:

@@ -1,6 +1,8 @@
 """What was trained, or came from elsewhere, is loaded in one line and predicts."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import vit_jax
 from tests import cli
 from tests.formats import drawn, files
 from vit_jax import data, models, predict, visualize
+from vit_jax.checkpoints.formats import opened
 from vit_jax.data.decode import decode
 from vit_jax.errors import UserError
 
@@ -97,6 +100,74 @@ def test_a_workdir_in_python(trained: Path) -> None:
     assert (
         np.abs(half(images) - vit_jax.load(str(trained), step=60)(images)).max() > 1e-6
     )
+
+
+# The peak of this process alone: getrusage's begins with that of who started it.
+MEASURE = """
+import re, sys
+import jax, vit_jax
+
+def peak():
+    text = open("/proc/self/status").read()
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", text).group(1))
+
+jax.numpy.ones(3).block_until_ready()
+before = peak()
+vit_jax.load(sys.argv[1])
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_large_checkpoint_is_in_memory_once(suffix: str, tmp_path: Path) -> None:
+    """ViT-L/16's 1.2 GB, with a bar."""
+    path = tmp_path / f"large{suffix}"
+    if suffix == ".npz":
+        shapes = opened.shapes_of({"variant": "L/16", "num_classes": 1000}, (224, 224))
+        zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        np.savez(path, **zeros)  # type: ignore[arg-type]
+    else:
+        files.safetensors(path, timm_large())
+    size = path.stat().st_size
+    assert size > 1.2e9
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Reading large" in done.stderr and "100%" in done.stderr
+    rise = int(done.stdout) / size
+    print(f"{suffix}: peak memory rose by {rise:.2f} times the file's size")
+    assert 1.0 < rise < 1.5
+
+
+def timm_large() -> dict[str, np.ndarray]:
+    """timm's vit_large_patch16_224, of zeros."""
+    width = 1024
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 197, width),
+        "patch_embed.proj.weight": (width, 3, 16, 16),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+        "head.weight": (1000, width),
+        "head.bias": (1000,),
+    }
+    for i in range(24):
+        for name, of in (
+            ("attn.qkv", (3 * width, width)),
+            ("attn.proj", (width, width)),
+            ("mlp.fc1", (4 * width, width)),
+            ("mlp.fc2", (width, 4 * width)),
+            ("norm1", (width,)),
+            ("norm2", (width,)),
+        ):
+            shapes[f"blocks.{i}.{name}.weight"] = of
+            shapes[f"blocks.{i}.{name}.bias"] = of[:1]
+    return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
 
 def test_other_libraries_in_python(tmp_path: Path) -> None:

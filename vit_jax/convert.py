@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
 def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     """Prints the table; writes, if there is a target."""
     from vit_jax import checkpoints, export, loading, workdirs
-    from vit_jax.checkpoints.formats import opened, writing
+    from vit_jax.checkpoints.formats import augreg, opened, writing
 
     source = workdirs.absolute(args.source)
     is_run = checkpoints.is_run(source)
@@ -108,6 +108,8 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
             Path(source), image_size=args.image_size, model=model
         )
         print(f"{args.source} is of {found.format}.")
+        if (said := augreg.describe(Path(source).name)) is not None:
+            print(f"By its name: {said}.")
         print_table(found.table())
         found.check_complete(args.allow)
     if args.target is None and args.verify is None:

@@ -50,16 +50,15 @@ def test_the_outputs_are_those_of_the_library(name: str, tmp_path: Path) -> None
     assert_agrees(opened, name)
 
 
-SOME = (
-    *("timm-deit", "timm-siglip"),
-    *(
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in ("timm-registers", "timm-hybrid", "hf-dinov2-swiglu")
-    ),
-)
+# All of them take a minute and a half.
+FEW = ("timm-deit", "timm-siglip")
+EACH = [
+    pytest.param(name, marks=[] if name in FEW else pytest.mark.slow)
+    for name in drawn.fixture_names()
+]
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", EACH)
 def test_every_tensor_matters(name: str, tmp_path: Path) -> None:
     """So a tensor that was read in place of another would have been seen above."""
     opened = open_fixture(name, files.of_fixture(name, tmp_path))

@@ -1,0 +1,98 @@
+"""README's "Use what you trained", block by block, as it stands there.
+
+Training is shortened; nothing else is changed.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import cli
+
+SECTION = re.search(
+    r"## Use what you trained\n(.*?)\n## ",
+    (cli.ROOT / "README.md").read_text(),
+    re.DOTALL,
+)
+assert SECTION is not None
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", SECTION.group(1), re.DOTALL)
+SHORTER = {
+    "workdirs/quickstart": " --config.total_epochs=4",
+    "workdirs/finetuned": " --config.total_epochs=0.5",
+    "workdirs/scratch": " --config.total_epochs=0.5",
+}
+
+
+def walk(folder: Path, *, skip: str | None) -> list[str]:
+    """Runs the blocks in a folder, but those with `skip` in them; what each printed."""
+    (folder / "configs").symlink_to(cli.ROOT / "configs")
+    bin_ = Path(sys.executable).parent
+    environment = os.environ | {
+        "PYTHONPATH": str(cli.ROOT),
+        "PATH": f"{bin_}:{os.environ['PATH']}",
+        "JAX_PLATFORMS": "cpu",
+    }
+    printed = []
+    for language, text in BLOCKS:
+        if skip is not None and skip in text:
+            continue
+        if language == "bash":
+            for name, more in SHORTER.items():
+                text = re.sub(
+                    rf"(--workdir={name}\b(?:.|\\\n)*?)\n(?!    )", rf"\1{more}\n", text
+                )
+        command = ["bash", "-euc", text]
+        if language == "python":
+            command = [sys.executable, "-c", text]
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+        printed.append(done.stdout)
+    return printed
+
+
+def last_accuracy(workdir: Path) -> float:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return json.loads(lines[-1])["test/accuracy"]
+
+
+def check(folder: Path, printed: list[str], *, ways: int) -> None:
+    """What README says of it holds: the same accuracy in all ways, and fine-tuning."""
+    reported = last_accuracy(folder / "workdirs/quickstart")
+    accuracies = [
+        float(line.removeprefix("accuracy "))
+        for text in printed
+        for line in text.splitlines()
+        if line.startswith("accuracy ")
+    ]
+    assert len(accuracies) == ways
+    for accuracy in accuracies:  # one image may stand on the edge
+        assert accuracy == pytest.approx(reported, abs=1.1 / 2000)
+    assert reported > 0.6
+    assert len(list((folder / "overlays").glob("*.png"))) > 100
+    finetuned = last_accuracy(folder / "workdirs/finetuned")
+    scratch = last_accuracy(folder / "workdirs/scratch")
+    print(f"{reported=} {accuracies=} {finetuned=} {scratch=}")
+    assert finetuned > scratch + 0.05
+
+
+@pytest.mark.slow
+def test_walk_through_the_readme(tmp_path: Path) -> None:
+    assert len(BLOCKS) == 9
+    check(tmp_path, walk(tmp_path, skip="transformers"), ways=2)
+
+
+@pytest.mark.crosscheck
+def test_walk_through_the_readme_with_transformers(tmp_path: Path) -> None:
+    check(tmp_path, walk(tmp_path, skip=None), ways=3)
