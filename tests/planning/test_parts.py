@@ -265,3 +265,12 @@ def test_this_machine_is_planned_by_running() -> None:
     assert measured["total_steps"] == 12_500
     assert 0 < measured["share_of_matmul_rate"] < 1.5
     assert measured["bytes_per_device"]["arguments"] > 0
+
+
+def test_bundles_that_cannot_be_all() -> None:
+    """16 chips of 275 TFLOP/s need 1 s for 4.4e15 operations."""
+    topology, flops = topologies.parse("v4:2x2x4", 1), {"hardware": 4.4e15}
+    assert figures.too_few_bundles(topology, flops, {"bundles_ms": 1001.0}) == []
+    assert figures.too_few_bundles(topology, flops, None) == []
+    (line,) = figures.too_few_bundles(topology, flops, {"bundles_ms": 900.0})
+    assert "take 900.0 ms, and the products 1000.0 at the peak" in line

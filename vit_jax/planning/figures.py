@@ -80,6 +80,7 @@ def assemble(
             *NOT_MODELLED,
             *uncounted(compiled["uncounted_loops"]),
             *unscheduled(compiled["time"]),
+            *too_few_bundles(topology, flops, compiled["time"]),
         ],
     }
 
@@ -97,6 +98,22 @@ def uncounted(loops: list[str]) -> list[str]:
         return []
     places = ", ".join(sorted(set(loops)))
     return [f"Loops that end by what they compute count as one iteration: {places}"]
+
+
+def too_few_bundles(
+    topology: Topology, flops: dict[str, float], time: dict[str, Any] | None
+) -> list[str]:
+    """A line where the bundles are fewer than the products need at the peak rate."""
+    if not time:
+        return []
+    floor = 1e3 * flops["hardware"] / (topology.chip.peak_flops * topology.num_chips)
+    if time["bundles_ms"] >= floor:
+        return []
+    return [
+        f"This chip's schedules do not show how long a matrix product lasts: bundles "
+        f"alone take {time['bundles_ms']:.1f} ms, and the products {floor:.1f} at the "
+        "peak rate. The time is too short"
+    ]
 
 
 def unscheduled(time: dict[str, Any] | None) -> list[str]:
