@@ -293,6 +293,16 @@ def test_layer_decay_in_loops_and_scans() -> None:
     )
 
 
+def test_all_but_a_pattern_can_be_frozen() -> None:
+    keys = {"name": "adamw", **ALL_ON, "lr_multipliers": ()}
+    probe, state = trained({**keys, "train_only": "head/.*"})
+    same, _ = trained({**keys, "lr_multipliers": (("(?!head/).*", 0.0),)})
+    for path, array in PARAMS.items():
+        np.testing.assert_array_equal(probe[path], same[path])
+        assert np.array_equal(probe[path], array) != path.startswith("head/")
+    assert max(x.size for x in jax.tree.leaves(state)) <= PARAMS["head/kernel"].size
+
+
 def test_frozen_parameters_stay_and_have_no_moments() -> None:
     after, state = trained({**ALL_ON, "name": "adamw"})
     for path in SHAPES:
@@ -393,6 +403,7 @@ def test_returns_the_schedule_that_it_follows() -> None:
         ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
         ({"decay_multipliers": ((".*", 1.0),)}, "weight_decay is 0"),
         ({"lr_multipliers": ((".*", 0.0),)}, "freezes every parameter"),
+        ({"train_only": "haed/.*"}, 'train_only="haed/.*" matches no parameter'),
         ({"lr_multipliers": ((".*", -1.0),)}, "must be >= 0"),
         ({"layer_decay": 1.5}, "at most 1"),
         ({"lr_multipliers": (("(", 1.0),)}, "not a regular expression"),

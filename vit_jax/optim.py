@@ -51,6 +51,7 @@ def make(
     weight_decay: float = 0.0,
     decay_multipliers: Multipliers | None = None,
     lr_multipliers: Multipliers = (),
+    train_only: str | None = None,
     layer_decay: float | None = None,
     clip_norm: float | None = None,
     moment_dtype: Literal["float32", "bfloat16"] = "float32",
@@ -84,6 +85,8 @@ def make(
         lr_multipliers: The same for the learning rate (and with it the decay); no
             match means 1. With 0 a parameter is frozen: it is never changed, has no
             moments, and does not count in the norm that is clipped.
+        train_only: A pattern of whole paths as above; all other parameters are
+            frozen. `head/.*` makes a linear probe.
         layer_decay: The learning rate of layer l of L is multiplied with this to the
             power of L + 1 - l (BEiT, 2106.08254, appendix); the embedding is layer 0,
             and the head and what else is above the layers has all of it. On top of
@@ -141,6 +144,14 @@ def make(
     )
     paths = _paths(params)
     lr_scales = _multipliers("lr_multipliers", lr_multipliers, paths, default=1.0)
+    if train_only is not None:
+        matched = {path for path in paths if re.fullmatch(train_only, path)}
+        if not matched:
+            raise UserError(
+                f'config.optim.train_only="{train_only}" matches no parameter; one of '
+                f"them is {next(iter(paths))}"
+            )
+        lr_scales |= {path: 0.0 for path in paths if path not in matched}
     frozen = {path for path, scale in lr_scales.items() if scale == 0}
     if frozen == set(paths):
         raise UserError("lr_multipliers freezes every parameter: nothing would learn.")

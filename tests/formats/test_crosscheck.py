@@ -162,6 +162,27 @@ def test_verify_with_timm(
     assert "--timm=vit_tny" in capsys.readouterr().err
 
 
+def test_onnx_through_pytorch(tmp_path: Path) -> None:
+    """The way that docs/checkpoints.md shows, for any number of images."""
+    torch: Any = importlib.import_module("torch")
+    transformers: Any = importlib.import_module("transformers")
+    runtime: Any = importlib.import_module("onnxruntime")
+    source, target = files.of_fixture("hf-vit", tmp_path), tmp_path / "out"
+    assert convert.main(["", str(source), str(target), "--to=huggingface"]) == 0
+    model = transformers.AutoModelForImageClassification.from_pretrained(target).eval()
+    images = channels_first(drawn.images((28, 28)))
+    path = str(tmp_path / "model.onnx")
+    batch = torch.export.Dim("batch")
+    torch.onnx.export(
+        model, (images,), path, input_names=["images"], dynamic_shapes=({0: batch},)
+    )
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    expected = np.array(drawn.fixture("hf-vit")["outputs"])
+    for count in (1, 2):
+        found = session.run(None, {"images": images[:count].numpy()})[0]
+        np.testing.assert_allclose(found, expected[:count], atol=1e-5)
+
+
 def test_torch_files(tmp_path: Path) -> None:
     """What `torch.save` writes today, views and half precision among it."""
     torch: Any = importlib.import_module("torch")
