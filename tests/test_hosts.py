@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from tests import cli
+from vit_jax import convert
 
 STEPS = 24
 TIMEOUT = 6  # seconds; a busy machine may keep a process from its beats for some
@@ -87,6 +88,35 @@ def test_four_processes_are_one_run(of_one: Path, of_four: Path) -> None:
         "tensorboard",
     }
     assert len(list((of_four / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param("workdir", marks=pytest.mark.slow),
+        pytest.param("huggingface", marks=pytest.mark.campaign),
+    ],
+)
+def test_weights_and_a_teacher_from_elsewhere(
+    start: str, tmp_path: Path, of_one: Path
+) -> None:
+    """Every process reads them; on two it is the same run as on one."""
+    source = of_one
+    if start == "huggingface":
+        source = tmp_path / "weights"
+        command = [str(of_one), str(source), "--to=huggingface"]
+        assert convert.main(["convert", *command]) == 0
+    flags = (
+        *(f"--config.init_from={source}", f"--config.distill.teacher={source}"),
+        *("--config.model.distilled=true", "--config.distill.weight=0.3"),
+        *("--config.data.image_size=42", "--config.checkpoint.best=none"),
+    )
+    mesh = layout((2, 2, 1))
+    one, two = tmp_path / "one", tmp_path / "two"
+    said = cli.run(*ARGS, *mesh, *flags, f"--workdir={one}", devices=4)
+    assert "resampled from 4 x 4 to 6 x 6" in said and "starts anew: dist" in said
+    cli.run_many(2, *ARGS, *mesh, *flags, f"--workdir={two}", devices=2)
+    assert_same_curves(two, one, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
