@@ -12,6 +12,7 @@ import pytest
 import vit_jax
 from tests.formats import drawn, files
 from vit_jax import convert
+from vit_jax.checkpoints import adapt
 from vit_jax.errors import UserError
 
 pytestmark = pytest.mark.crosscheck
@@ -160,6 +161,26 @@ def test_verify_with_timm(
     assert capsys.readouterr().out.count("gives the same on 2 images") == 2
     assert convert.main(["", str(source), *flags[:1], "--timm=vit_tny"]) == 2
     assert "--timm=vit_tny" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "old, new", [((7, 7), (24, 24)), ((14, 14), (16, 32)), ((37, 37), (16, 16))]
+)
+def test_position_embeddings_as_pytorch_resamples_them(
+    old: tuple[int, int], new: tuple[int, int]
+) -> None:
+    """Antialiased bicubic, as timm asks for it."""
+    torch: Any = importlib.import_module("torch")
+    grid = np.random.default_rng(0).normal(size=(*old, 5)).astype(np.float32)
+    expected = torch.nn.functional.interpolate(
+        torch.tensor(grid).permute(2, 0, 1)[None],
+        size=new,
+        mode="bicubic",
+        antialias=True,
+        align_corners=False,
+    )[0].permute(1, 2, 0)
+    found = adapt.resample(grid, new, method="cubic")
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
 
 
 def test_onnx_through_pytorch(tmp_path: Path) -> None:
