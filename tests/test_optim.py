@@ -403,7 +403,7 @@ def test_returns_the_schedule_that_it_follows() -> None:
         ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
         ({"decay_multipliers": ((".*", 1.0),)}, "weight_decay is 0"),
         ({"lr_multipliers": ((".*", 0.0),)}, "freezes every parameter"),
-        ({"train_only": "haed/.*"}, 'train_only="haed/.*" matches no parameter'),
+        ({"train_only": "haed/.*"}, 'train_only: "haed/.*" matches no parameter'),
         ({"lr_multipliers": ((".*", -1.0),)}, "must be >= 0"),
         ({"layer_decay": 1.5}, "at most 1"),
         ({"lr_multipliers": (("(", 1.0),)}, "not a regular expression"),

@@ -41,6 +41,17 @@ def make_batch(size: int = 8) -> dict[str, np.ndarray]:
     }
 
 
+def test_what_is_frozen_gets_no_gradient() -> None:
+    batch = make_batch()
+    _, free = run(batch)
+    new, scalars = run(batch, frozen=frozenset({"kernel"}))
+    assert float(free["grad_norm"]) > 0.0 == float(scalars["grad_norm"])
+    assert float(free["loss"]) == float(scalars["loss"])
+    np.testing.assert_array_equal(
+        new.params["kernel"], make_state(optax.sgd(0.5)).params["kernel"]
+    )
+
+
 def run(batch: dict[str, np.ndarray], state: TrainState | None = None, **keys: Any):
     tx = optax.sgd(0.5)
     arguments = {"mixup": 0.0, "accumulation_steps": 1, "ema": None} | keys

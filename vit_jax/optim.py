@@ -143,20 +143,8 @@ def make(
         min_dim_size_to_factor=min_dim_size_to_factor,
     )
     paths = _paths(params)
-    lr_scales = _multipliers("lr_multipliers", lr_multipliers, paths, default=1.0)
-    if train_only is not None:
-        matched = {path for path in paths if re.fullmatch(train_only, path)}
-        if not matched:
-            raise UserError(
-                f'config.optim.train_only="{train_only}" matches no parameter; one of '
-                f"them is {next(iter(paths))}"
-            )
-        lr_scales |= {path: 0.0 for path in paths if path not in matched}
-    frozen = {path for path, scale in lr_scales.items() if scale == 0}
-    if frozen == set(paths):
-        raise UserError("lr_multipliers freezes every parameter: nothing would learn.")
-
-    scales: dict[str, Any] = dict(lr_scales)
+    scales: dict[str, Any] = _learning_rates(paths, lr_multipliers, train_only)
+    frozen = frozen_paths(params, lr_multipliers=lr_multipliers, train_only=train_only)
     if layer_decay is not None:
         for path, scale in _layer_scales(layer_decay, params).items():
             scales[path] = scale * scales[path]
@@ -175,6 +163,32 @@ def make(
     steps.append(("schedule", optax.scale_by_learning_rate(learning_rate_at)))
     tx = optax.named_chain(*steps)
     return (_freeze(tx, frozen) if frozen else tx), learning_rate_at
+
+
+def frozen_paths(
+    params: Any, *, lr_multipliers: Multipliers = (), train_only: str | None = None
+) -> frozenset[str]:
+    """The paths of the parameters that the same keywords of `make` freeze.
+
+    Raises:
+        UserError: If nothing would learn.
+    """
+    scales = _learning_rates(_paths(params), lr_multipliers, train_only)
+    frozen = frozenset(path for path, scale in scales.items() if scale == 0)
+    if frozen == set(scales):
+        raise UserError("lr_multipliers freezes every parameter: nothing would learn.")
+    return frozen
+
+
+def _learning_rates(
+    paths: list[str], lr_multipliers: Multipliers, train_only: str | None
+) -> dict[str, float]:
+    """What the learning rate of each path is multiplied with."""
+    scales = _multipliers("lr_multipliers", lr_multipliers, paths, default=1.0)
+    if train_only is not None:
+        only = _multipliers("train_only", ((train_only, 1.0),), paths, default=0.0)
+        scales = {path: scale * only[path] for path, scale in scales.items()}
+    return scales
 
 
 # What each optimiser reads, with its defaults. -----------------------------------
@@ -410,7 +424,7 @@ def _scale_by_path(scales: dict[str, Any]) -> optax.GradientTransformation:
 
 
 def _freeze(
-    tx: optax.GradientTransformation, frozen: set[str]
+    tx: optax.GradientTransformation, frozen: frozenset[str]
 ) -> optax.GradientTransformation:
     """Hides the frozen leaves from `tx` and gives them updates of zero."""
 

@@ -102,6 +102,8 @@ class Program:
         # The plain one initialises: a single image cannot be shared out.
         shapes = state.abstract_params(plain, data.image_shape)
         self.tx, self.schedule = optimizers.make(shapes, total_steps, **optim)
+        frozen_by = ("lr_multipliers", "train_only")
+        freezing = {key: optim[key] for key in frozen_by if key in optim}
         self.initialize = state.make_initializer(
             plain, self.tx, data.image_shape, ema=ema is not None, seed=seed
         )
@@ -123,6 +125,7 @@ class Program:
             ema=ema,
             loss=losses.make(**loss),
             num_classes=num_classes,
+            frozen=optimizers.frozen_paths(shapes, **freezing),
             teacher=teacher,
             two_heads=getattr(plain, "distilled", False),
         )

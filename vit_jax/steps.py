@@ -50,6 +50,7 @@ def make_train_step(
     ema: float | None,
     teacher: Teacher | None = None,
     two_heads: bool = False,
+    frozen: frozenset[str] = frozenset(),
 ) -> TrainStep:
     """The step as a pure function.
 
@@ -64,6 +65,7 @@ def make_train_step(
       accumulation_steps: micro-batches whose gradients are summed for one update.
       ema: decay of the average of the parameters, or None.
       teacher: that the model learns from besides the labels.
+      frozen: paths of parameters that get no gradient.
       two_heads: the labels teach the model's "head", and the teacher "head_dist".
 
     Returns:
@@ -89,6 +91,7 @@ def make_train_step(
         examples = jnp.sum(mask, dtype=jnp.int32)
 
         def loss_fn(params: Params, part: Batch, key: jax.Array) -> jax.Array:
+            params = without_gradient(params, frozen)
             logits = apply(
                 {"params": params},
                 part["image"],
@@ -141,6 +144,18 @@ def make_train_step(
         }
 
     return train_step
+
+
+def without_gradient(params: Params, frozen: frozenset[str]) -> Params:
+    """The same values; the backward pass ends at those whose paths are frozen."""
+    if not frozen:
+        return params
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: (
+            jax.lax.stop_gradient(x) if sharding.path_name(path) in frozen else x
+        ),
+        params,
+    )
 
 
 def accumulate(
