@@ -71,7 +71,7 @@ def test_every_tensor_matters(name: str, tmp_path: Path) -> None:
     apply = tiny.jit(model.apply)
     images = drawn.images(opened.image_size)
     before = np.asarray(apply({"params": nest(params)}, images))
-    for theirs, entry in opened.entries.items():
+    for entry in opened.entries.values():
         for path in entry.ours:
             noise = np.random.default_rng(0).normal(size=params[path].shape)
             changed = {**params, path: (params[path] + noise).astype(np.float32)}
