@@ -61,8 +61,8 @@ FULL_HEAD = """
 
 Of twelve of these cells the code was generated too, which gives the time of a step
 with the collectives hidden behind the computation, and with all of them added. The
-recipe has a dropout of 0.1, as the paper's Table 3 says: its random numbers are most of
-what these steps take beyond those of `python benchmarks/tpu_plan.py`, which have none.
+recipe has a dropout of 0.1, as the paper's Table 3 says, which draws a random number
+for each activation: of B/16 on v5e some 48 of 114 ms at a batch of 1,024.
 
 | model | TPU | chips | ms | with links | MFU | images/s | days | chip-hours |
 |---|---|---|---|---|---|---|---|---|

@@ -207,6 +207,8 @@ def test_verify_needs_a_library_that_reads_it(tmp_path: Path, capsys: Any) -> No
         found = refused(capsys, source, f"--verify={image}")
         assert "pip install torch transformers" in found
     assert "there is no image" in refused(capsys, source, "--verify=nowhere.png")
+    file = str(files.of_fixture("timm-vit", tmp_path))
+    assert "add --timm=NAME" in refused(capsys, file, f"--verify={image}")
 
 
 def test_a_field_that_no_model_has(tmp_path: Path, capsys: Any) -> None:

@@ -14,7 +14,8 @@ from scipy import special
 from tests import cli
 from tests.formats import drawn, files
 from vit_jax import losses, models, steps
-from vit_jax.distillation import Distillation, Teacher, read_teacher
+from vit_jax.checkpoints.teacher import read_teacher
+from vit_jax.distillation import Distillation, Teacher
 from vit_jax.errors import UserError
 from vit_jax.state import TrainState
 
@@ -138,7 +139,10 @@ def test_a_student_becomes_its_teacher() -> None:
     """With all the weight on the teacher, the loss is least where both agree."""
     section = Distillation(teacher="t", kind="soft", weight=1.0, temperature=2.0)
     teacher = jnp.asarray(np.random.default_rng(0).normal(size=(3, CLASSES)))
-    loss = lambda x: section(x, teacher).sum()  # noqa: E731
+
+    def loss(student: jax.Array) -> jax.Array:
+        return section(student, teacher).sum()
+
     value, gradient = jax.value_and_grad(loss)(teacher)
     assert abs(float(value)) < 1e-6 and np.abs(gradient).max() < 1e-6
     assert float(loss(teacher + jnp.eye(3, CLASSES))) > 0.1
@@ -165,6 +169,8 @@ def test_a_run_with_a_teacher(tmp_path: Path) -> None:
     again = cli.saved_arrays(run, 6)
     for key, array in first.items():
         np.testing.assert_array_equal(again[key], array)
+    shutil.rmtree(tmp_path / "teacher")  # who evaluates needs no teacher
+    assert "test/accuracy" in cli.run(*flags, f"--workdir={run}", "--evaluate_only")
     plain = (*base, "--config.model.distilled=true", "--config.data.image_size=56")
     cli.run(*plain, f"--workdir={tmp_path}/plain", devices=2)
     kernel = "params['head_dist']['kernel']"

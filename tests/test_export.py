@@ -67,7 +67,7 @@ def test_for_all_platforms_and_any_number_of_images(tmp_path: Path) -> None:
 def test_a_scanned_model_in_bfloat16(tmp_path: Path) -> None:
     """As large ones are trained: layers stacked, computed in half precision."""
     source, target = files.of_fixture("timm-vit", tmp_path), tmp_path / "out"
-    flags = ["--to=stablehlo", "--model.dtype=bfloat16"]
+    flags = ["--to=stablehlo", "--model.dtype=bfloat16", "--model.scan=true"]
     assert convert.main(["", str(source), str(target), *flags]) == 0
     text = jax.export.deserialize(
         bytearray((target / "model.stablehlo").read_bytes())

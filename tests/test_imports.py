@@ -60,7 +60,7 @@ NEIGHBOURS = {
     ("optim", "schedules"),
     ("steps", "state"),
     ("steps", "distillation"),
-    ("distillation", "checkpoints"),
+    ("checkpoints", "distillation"),
     ("distillation", "state"),
     ("checkpoints", "state"),
     ("sharding", "layouts"),

@@ -98,11 +98,7 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
 
     source = workdirs.absolute(args.source)
     is_run = checkpoints.is_run(source)
-    if args.verify is not None and is_run and args.to in (None, "stablehlo"):
-        raise errors.UserError(
-            "--verify: no other library reads a workdir or stablehlo; convert it to "
-            "huggingface or timm"
-        )
+    places = to_verify(args, Path(source), is_run) if args.verify is not None else []
     if not is_run:
         found = opened.open_checkpoint(
             Path(source), image_size=args.image_size, model=model
@@ -121,8 +117,8 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
         allow=args.allow,
         **model,
     )
-    if args.verify is not None and not is_run:
-        print_verified(loaded, Path(args.source), args)
+    if Path(source) in places:
+        print_verified(loaded, Path(source), args)
     if args.target is None:
         return
     if args.to == "stablehlo":
@@ -143,8 +139,29 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     print(f"\n{args.target} is of {written.format}.")
     print_table(written.table())
     print(f"\n{args.target} was read back: all bits are the same.")
-    if args.verify is not None:
+    if args.target in places:
         print_verified(loaded, args.target, args)
+
+
+def to_verify(args: argparse.Namespace, source: Path, is_run: bool) -> list[Path]:
+    """Which of SRC and DST another library can read.
+
+    Raises:
+      UserError: if it can read neither.
+    """
+    named = args.timm is not None
+    places = []
+    if not is_run and (source.is_dir() or named):
+        places.append(source)
+    if args.to == "huggingface" or (named and args.to not in (None, "stablehlo")):
+        places.append(args.target)
+    if not places:
+        raise errors.UserError(
+            "--verify: no other library reads a workdir or stablehlo, and the files of "
+            "timm and the paper do not say which model of timm they are: add "
+            "--timm=NAME, or --to=huggingface"
+        )
+    return places
 
 
 def print_verified(model: Any, path: Path, args: argparse.Namespace) -> None:

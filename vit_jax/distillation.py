@@ -13,12 +13,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 
-from vit_jax import losses, models, sharding
-from vit_jax.checkpoints import adapt
-from vit_jax.checkpoints.formats.opened import nest
+from vit_jax import losses, sharding
 from vit_jax.errors import UserError
 from vit_jax.state import Params
 
@@ -114,45 +111,3 @@ class Teacher:
             return jax.make_array_from_callback(x.shape, everywhere, x.__getitem__)
 
         return jax.tree.map(put, self.arrays)
-
-
-def read_teacher(
-    distillation: Distillation,
-    path: epath.Path,
-    *,
-    num_classes: int,
-    image_size: tuple[int, int],
-    dtype: str,
-    progress: Callable[[int, int], None] | None = None,
-) -> Teacher:
-    """Reads a teacher, and makes it take the student's images.
-
-    Args:
-      distillation: the config's section.
-      path: its teacher.
-      num_classes: of the student.
-      image_size: of the student, to which position embeddings are resampled.
-      dtype: that it computes in.
-      progress: called with the bytes read so far and in all.
-
-    Raises:
-      UserError: if it cannot be read, or has other classes.
-    """
-    source = adapt.read_weights(path, progress=progress)
-    classes = source.arrays["head/bias"].shape[0] if "head/bias" in source.arrays else 0
-    if classes != num_classes:
-        raise UserError(
-            f"config.distill.teacher: {path} knows {classes} classes and the data has "
-            f"{num_classes}: a teacher must have been trained on the same classes"
-        )
-    fields = models.looped(dict(source.model))
-    fields |= {"num_classes": classes, "dtype": dtype}
-    arrays, _ = adapt.adapt(source, fields, image_size, head="keep")
-    mean, std = source.normalization or ((0.5,) * 3, (0.5,) * 3)
-    return Teacher(
-        distillation=distillation,
-        apply=models.create(**fields).apply,
-        arrays=nest(arrays),
-        mean=mean,
-        std=std,
-    )

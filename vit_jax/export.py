@@ -11,8 +11,6 @@ The third, model.json, has the image size, the classes and what the numbers mean
 """
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ import numpy as np
 
 from vit_jax import models, steps
 from vit_jax.checkpoints.formats.opened import nest
-from vit_jax.errors import UserError
+from vit_jax.checkpoints.formats.writing import in_one_piece
 from vit_jax.loading import Model
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -42,23 +40,14 @@ def export(model: Model, path: Path) -> None:
     Raises:
       UserError: if the path is taken or cannot be written.
     """
-    if path.exists():
-        raise UserError(f"{path} exists: give a new name")
     arrays = model.arrays()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
-        program = trace(model, arrays).serialize()
-        (temporary / "model.stablehlo").write_bytes(program)
-        np.savez(temporary / "weights.npz", **arrays)  # type: ignore[arg-type]
+    with in_one_piece(path) as folder:
+        folder.mkdir()
+        (folder / "model.stablehlo").write_bytes(trace(model, arrays).serialize())
+        np.savez(folder / "weights.npz", **arrays)  # type: ignore[arg-type]
         text = json.dumps(describe(model), indent=2, ensure_ascii=False) + "\n"
-        (temporary / "model.json").write_text(text, encoding="utf-8")
-        compare(model, temporary)
-        temporary.rename(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (folder / "model.json").write_text(text, encoding="utf-8")
+        compare(model, folder)
 
 
 def trace(model: Model, arrays: dict[str, np.ndarray]) -> jax.export.Exported:

@@ -180,6 +180,8 @@ def load(
 
 
 def _of_opened(opened: Opened, params: Params) -> Model:
+    if opened.model.get("scan"):
+        params = models.layers.loop_to_scan(params)
     about = opened.preprocessing or Preprocessing()
     return Model(
         config=opened.model,

@@ -18,7 +18,7 @@ of moments end in the path of their parameter (`.../adamw/mu/head/kernel`).
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -144,7 +144,7 @@ def make(
     )
     paths = _paths(params)
     scales: dict[str, Any] = _learning_rates(paths, lr_multipliers, train_only)
-    frozen = frozen_paths(params, lr_multipliers=lr_multipliers, train_only=train_only)
+    frozen = _frozen(scales)
     if layer_decay is not None:
         for path, scale in _layer_scales(layer_decay, params).items():
             scales[path] = scale * scales[path]
@@ -173,9 +173,12 @@ def frozen_paths(
     Raises:
         UserError: If nothing would learn.
     """
-    scales = _learning_rates(_paths(params), lr_multipliers, train_only)
+    return _frozen(_learning_rates(_paths(params), lr_multipliers, train_only))
+
+
+def _frozen(scales: Mapping[str, float]) -> frozenset[str]:
     frozen = frozenset(path for path, scale in scales.items() if scale == 0)
-    if frozen == set(scales):
+    if frozen == scales.keys():
         raise UserError("lr_multipliers freezes every parameter: nothing would learn.")
     return frozen
 

@@ -14,7 +14,8 @@ from etils import epath
 
 from vit_jax import data as datasets
 from vit_jax import distributed, host_memory, preemption, progress, sharding, workdirs
-from vit_jax.distillation import Distillation, Teacher, read_teacher
+from vit_jax.checkpoints.teacher import read_teacher
+from vit_jax.distillation import Distillation, Teacher
 from vit_jax.errors import UserError
 from vit_jax.evaluators import EVALUATORS
 from vit_jax.program import Program

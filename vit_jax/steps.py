@@ -65,8 +65,8 @@ def make_train_step(
       accumulation_steps: micro-batches whose gradients are summed for one update.
       ema: decay of the average of the parameters, or None.
       teacher: that the model learns from besides the labels.
-      frozen: paths of parameters that get no gradient.
       two_heads: the labels teach the model's "head", and the teacher "head_dist".
+      frozen: paths of parameters that get no gradient.
 
     Returns:
       A function (state, batch) -> (state, scalars), or with a teacher (state, batch,

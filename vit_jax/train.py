@@ -258,7 +258,9 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> None:
         if distributed.is_first():
             workdirs.check_writable(workdir)
     with distributed.agreed():
-        run = Run(**config)
+        # It may be gone, and is not asked.
+        untaught = {**config["distill"], "teacher": None}
+        run = Run(**{**config, "distill": untaught})
         if not run.evaluators:
             raise UserError("--evaluate_only: config.evals is empty, nothing to do")
         run.check_data(train=False)

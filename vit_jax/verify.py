@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.errors import UserError
+from vit_jax.checkpoints.formats import huggingface
+from vit_jax.errors import UserError, did_you_mean
 from vit_jax.loading import Model
 
 # Both compute in float32, in other orders: more is a difference of meaning.
@@ -87,22 +88,30 @@ def _reader(
         config = json.loads((path / "config.json").read_text())
     if "model_type" in config:
         transformers = _library("transformers")
-        name = config["architectures"][0]
+        # From a file that may be a stranger's: a class that we know, or none.
+        names = config.get("architectures")
+        name = str(names[0]) if isinstance(names, list) and names else ""
+        if name not in huggingface.ARCHITECTURES:
+            hint = did_you_mean(name, huggingface.ARCHITECTURES)
+            raise UserError(f'{path}: --verify knows no architecture "{name}"; {hint}')
         theirs = getattr(transformers, name).from_pretrained(path)
-        return f"transformers {transformers.__version__}", _function(theirs)
-    name = timm_name or config.get("architecture")
-    if name is None:
-        raise UserError(
-            f"--verify: {path} does not say which model of timm it is: add --timm=NAME"
-        )
+        pool = model.module.pool
+        return f"transformers {transformers.__version__}", _function(theirs, pool)
     timm = _library("timm")
-    file = path / "model.safetensors" if path.is_dir() else path
-    classes = model.module.num_classes or 0
+    name = timm_name or config.get("architecture", "")
+    if not timm.is_model(name):
+        hint = did_you_mean(name, timm.list_models())
+        raise UserError(f'timm has no model "{name}", see --timm=NAME; {hint}')
+    files = [path]
+    if path.is_dir():
+        files = [path / "model.safetensors", path / "pytorch_model.bin"]
+    file = next((file for file in files if file.exists()), files[0])
+    theirs = timm.create_model(name, num_classes=model.module.num_classes or 0)
     try:
-        theirs = timm.create_model(name, num_classes=classes, checkpoint_path=str(file))
-    except RuntimeError as error:  # an unknown name, or weights of another shape
+        timm.models.load_checkpoint(theirs, str(file), weights_only=True)
+    except RuntimeError as error:  # weights of another shape, or of other names
         raise UserError(f"--timm={name}: {error}") from error
-    return f"timm {timm.__version__}", _function(theirs)
+    return f"timm {timm.__version__}", _function(theirs, "token")
 
 
 def _library(name: str) -> Any:
@@ -111,19 +120,25 @@ def _library(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise UserError(
-            f"--verify needs {name}, which is not installed: pip install torch {name}"
+            f"--verify needs PyTorch and {name} ({error}): pip install torch {name}"
         ) from error
 
 
-def _function(theirs: Any) -> Callable[[np.ndarray], np.ndarray]:
+def _function(theirs: Any, pool: str) -> Callable[[np.ndarray], np.ndarray]:
+    """A PyTorch model in float32; `pool` is what ours does where theirs has no head."""
     torch = importlib.import_module("torch")
+    theirs = theirs.float().eval()
 
     def run(pixels: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            found = theirs.eval()(torch.from_numpy(np.ascontiguousarray(pixels)))
-        if not hasattr(found, "numpy"):  # transformers names its outputs
-            has_logits = hasattr(found, "logits")
-            found = found.logits if has_logits else found.pooler_output
-        return found.numpy()
+            found = theirs(torch.from_numpy(np.ascontiguousarray(pixels)))
+        if isinstance(found, torch.Tensor):
+            return found.numpy()
+        if hasattr(found, "logits"):
+            return found.logits.numpy()
+        if pool == "map":
+            return found.pooler_output.numpy()
+        tokens = found.last_hidden_state.numpy()
+        return tokens[:, 0] if pool == "token" else tokens.mean(axis=1)
 
     return run

@@ -160,7 +160,24 @@ def test_verify_with_timm(
     assert convert.main(["", str(source), str(target), *flags, f"--timm={name}"]) == 0
     assert capsys.readouterr().out.count("gives the same on 2 images") == 2
     assert convert.main(["", str(source), *flags[:1], "--timm=vit_tny"]) == 2
-    assert "--timm=vit_tny" in capsys.readouterr().err
+    assert 'timm has no model "vit_tny"' in capsys.readouterr().err
+
+
+def test_verify_without_a_head_and_with_a_stranger_s_class(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transformers: Any = importlib.import_module("transformers")
+    folder = files.of_fixture("hf-vit", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    small = transformers.ViTConfig(**config)
+    transformers.ViTModel(small).save_pretrained(tmp_path / "headless")
+    flag = f"--verify={pictures}"
+    assert convert.main(["", str(tmp_path / "headless"), flag]) == 0
+    assert "gives the same on 2 images" in capsys.readouterr().out
+    config["architectures"] = ["AutoModel"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert convert.main(["", str(folder), flag]) == 2
+    assert 'no architecture "AutoModel"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

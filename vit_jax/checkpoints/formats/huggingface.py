@@ -170,6 +170,7 @@ _CLASSES: dict[str, tuple[str, ...]] = {
     # Of the tokens' mean, as the paper's comparison of heads has it (appendix D.3).
     "siglip": ("SiglipVisionModel", "SiglipForImageClassification"),
 }
+ARCHITECTURES = tuple(sorted({name for pair in _CLASSES.values() for name in pair}))
 # What `transformers` leaves out of a vision_config that says nothing else.
 _SIGLIP_DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,

@@ -4,10 +4,11 @@ Whatever is written is read back and compared, bit for bit. What a format cannot
 refused: a file that another library would read as another model is worse than none.
 """
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,8 +73,6 @@ def write_checkpoint(
     Raises:
       UserError: if the format cannot say what the model is, or the path is taken.
     """
-    if path.exists():
-        raise UserError(f"{path} exists: give a new name")
     suffix = {"timm": ".safetensors", "huggingface": ""}.get(to, ".npz")
     if path.suffix != suffix and to != "huggingface":
         raise UserError(f"{path}: a checkpoint for {to} ends in {suffix}")
@@ -99,9 +98,7 @@ def write_checkpoint(
     shapes = {
         e.theirs: e.layout.shape([params[p].shape for p in e.ours]) for e in entries
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with in_one_piece(path) as temporary:
         if to == "timm":
             write_safetensors(temporary, arrays, shapes)
         elif to == "huggingface":
@@ -117,15 +114,37 @@ def write_checkpoint(
                 made = {name: make() for name, make in arrays.items()}
                 np.savez(file, **made)  # type: ignore[arg-type]
         compare(temporary, fields, image_size, params)
+    return open_checkpoint(path, image_size=image_size, model=_hints(fields))
+
+
+@contextlib.contextmanager
+def in_one_piece(path: Path) -> Iterator[Path]:
+    """A place for a file or folder that gets its name once all of it is there.
+
+    Args:
+      path: a new name.
+
+    Yields:
+      Another name beside it, with the same suffix; what is there is removed where an
+      error ends the writing.
+
+    Raises:
+      UserError: if the path is taken or cannot be written.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists: give a new name")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
         temporary.rename(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
-    return open_checkpoint(path, image_size=image_size, model=_hints(fields))
+        elif temporary.exists():
+            temporary.unlink()
 
 
 def fields_of(built: Any) -> dict[str, Any]:
