@@ -71,3 +71,21 @@ def test_what_the_fine_tuning_recipe_refuses() -> None:
         config.load(f"{path}:b16", [])
     with pytest.raises(UserError, match="is no model"):
         config.load(f"{path}:16b,cifar10", [])
+
+
+def test_vtab_is_19_tasks_in_the_papers_setting() -> None:
+    """Appendix B.1.1 of arXiv:2010.11929; VTAB's Table 1 has 7, 4 and 8 tasks."""
+    path = f"{cli.ROOT}/configs/vtab.py"
+    recipe = config.recipe_module(path)
+    points = list(recipe.sweep())
+    assert len({point["data.name"] for point in points}) == 19
+    groups = [recipe.group(point) for point in points]
+    assert [groups.count(g) for g in recipe.TASKS] == [7, 4, 8]
+    for point in points:
+        c = config.load(f"{path}:l16", list(point.items())).to_dict()
+        assert c["data"]["name"] == point["data.name"]
+        assert c["data"]["split"] == "train800val200"
+        assert (c["total_steps"], c["batch_size"]) == (2_500, 512)
+        assert c["optim"]["learning_rate"] == 0.01
+        assert c["data"]["image_size"] == 384 and not c["data"]["train"]["flip"]
+        assert c["model"]["variant"] == "L/16"
