@@ -74,12 +74,28 @@ class ArrayRecords:
         return reader
 
 
-def _open_array_record(shard: Shard) -> Any:
+def count_array_records(path: str) -> int:
+    """How many records an array_record file has.
+
+    Raises:
+        UserError: if it is not one, or is cut short.
+    """
+    try:
+        return _reader_of(path).num_records()
+    except (RuntimeError, ValueError) as e:
+        raise UserError(f"{path} cannot be read: {e}; copy it again.") from e
+
+
+def _reader_of(path: str) -> Any:
     # A binary module, which type checkers cannot look into.
     module = importlib.import_module("array_record.python.array_record_module")
-    reader = module.ArrayRecordReader(
-        shard.path, options="readahead_buffer_size:0,max_parallelism:0"
+    return module.ArrayRecordReader(
+        path, options="readahead_buffer_size:0,max_parallelism:0"
     )
+
+
+def _open_array_record(shard: Shard) -> Any:
+    reader = _reader_of(shard.path)
     if reader.num_records() != shard.size:
         raise UserError(_wrong_count(shard, reader.num_records()))
     return reader
