@@ -58,6 +58,8 @@ def table() -> str:
         if entry.configs:
             few = entry.configs if len(entry.configs) < 5 else (*entry.configs[:1], "…")
             shown += " / " + ", ".join(f"`{c}`" if c != "…" else c for c in few)
+        if entry.group is not None:
+            shown += f", {entry.group}"
         classes = f"{entry.num_classes:,}"
         if entry.multi_label:
             classes += ", several or none an image"
