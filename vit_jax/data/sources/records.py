@@ -80,10 +80,12 @@ def count_array_records(path: str) -> int:
     Raises:
         UserError: if it is not one, or is cut short.
     """
-    try:
-        return _reader_of(path).num_records()
-    except (RuntimeError, ValueError) as e:
-        raise UserError(f"{path} cannot be read: {e}; copy it again.") from e
+    reader = _reader_of(path)
+    if not reader.ok():  # it raises nothing, and would say 0
+        raise UserError(
+            f"{path} cannot be read: it is cut short or no array_record; copy it again."
+        )
+    return reader.num_records()
 
 
 def _reader_of(path: str) -> Any:
