@@ -15,8 +15,9 @@ from vit_jax.errors import UserError
 from vit_jax.run import Run
 
 HALVES = [Fraction(1, 2)] * 2
-# Whose denominators multiply to more than 2**40.
-LARGE = [Fraction(999_983, 3_999_949), Fraction(1, 999_979)]
+# Whose denominators multiply to more than 2**50.
+LARGE = [Fraction(999_983, 3_999_949), Fraction(250_007, 999_979)]
+LARGE = [*LARGE, Fraction(100_003, 999_961)]
 LARGE = [*LARGE, 1 - sum(LARGE)]
 SHARES = [
     HALVES,
