@@ -152,11 +152,16 @@ def test_vtab_is_19_tasks_in_the_papers_setting() -> None:
     assert len({point["data.name"] for point in points}) == 19
     groups = [recipe.group(point) for point in points]
     assert [groups.count(g) for g in recipe.TASKS] == [7, 4, 8]
+    assert {p["data.name"]: g for p, g in zip(points, groups, strict=True)} == {
+        name: entry.group for name, entry in catalog.vtab.ENTRIES.items()
+    }
     for point in points:
         c = config.load(f"{path}:l16", list(point.items())).to_dict()
         assert c["data"]["name"] == point["data.name"]
         assert c["data"]["split"] == "train800val200"
         assert (c["total_steps"], c["batch_size"]) == (2_500, 512)
         assert c["optim"]["learning_rate"] == 0.01
-        assert c["data"]["image_size"] == 384 and not c["data"]["train"]["flip"]
+        assert c["data"]["image_size"] == 384
+        assert catalog.vtab.TRAIN_TRANSFORM.items() <= c["data"]["train"].items()
+        assert catalog.vtab.EVAL_TRANSFORM.items() <= c["data"]["eval"].items()
         assert c["model"]["variant"] == "L/16"
