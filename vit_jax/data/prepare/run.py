@@ -245,9 +245,9 @@ def _found(splits: Splits, left_out: Counter[str]) -> Iterator[str]:
         least, most = int(counts.argmin()), int(counts.argmax())
         yield (
             f"{split}: {len(items):,} images, {size}; of "
-            f"{len(counts):,} classes {int((counts > 0).sum()):,} occur, "
-            f'"{splits.classes[least]}" {counts[least]:,} times, '
-            f'"{splits.classes[most]}" {counts[most]:,} times'
+            f"{len(counts):,} classes {int((counts > 0).sum()):,} occur; rarest "
+            f'"{splits.classes[least]}", {counts[least]:,} times; most frequent '
+            f'"{splits.classes[most]}", {counts[most]:,} times'
         )
     if left_out:
         kinds = ", ".join(f"{n} {kind}" for kind, n in left_out.most_common(10))
