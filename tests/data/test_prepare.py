@@ -175,7 +175,8 @@ def as_imagenet_tar(tmp_path: Path, files: Files) -> list[str]:
     """A tar of class tars; the test images alone in a tar, labels in a file."""
     train = under(files, "train/")
     inner = {
-        f"{c}.tar": tar(tmp_path / f"{c}.tar", under(train, f"{c}/")) for c in "ba"
+        f"whole/{c}.tar": tar(tmp_path / f"{c}.tar", under(train, f"{c}/"))
+        for c in "ba"
     }
     tar(tmp_path / "train.tar", inner)
     flat = {n.rpartition("/")[2]: c for n, c in under(files, "test/").items()}
@@ -288,6 +289,15 @@ def test_csv_with_columns_of_other_names(tmp_path):
     assert records(tmp_path) == wanted
     with pytest.raises(UserError, match=r'no column "clas".*did you mean "class"'):
         prepare(tmp_path, table, "--path_column=file", "--label_column=clas", name="x")
+
+
+def test_a_file_that_a_table_names_and_that_is_not_there(tmp_path):
+    folder(tmp_path, {"0.png": encoded(0, "PNG")})
+    rows = [["0.png", "a"], ["gone.png", "a"]]
+    table = write_csv(tmp_path / "t.csv", ["path", "label"], rows)
+    with pytest.raises(UserError, match=r"1 images do not decode") as caught:
+        prepare(tmp_path, f"train={table}")
+    assert "gone.png cannot be read: No such file or directory" in str(caught.value)
 
 
 @pytest.mark.parametrize("several_columns", [False, True])

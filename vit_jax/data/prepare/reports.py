@@ -93,8 +93,11 @@ def summary_of_duplicates(
             pair = line["split"], line["first_split"]
             across[pair] = across.get(pair, 0) + 1
     for (split, first), n in sorted(across.items()):
-        verb = "were" if dropped else "ARE"
-        found.append(f"LEAKAGE: {n} images of {split} {verb} in {first} too.")
+        found.append(
+            f"Left out of {split}: {n} images that are in {first} too."
+            if dropped
+            else f"LEAKAGE: {n} images of {split} ARE in {first} too."
+        )
     return found
 
 
