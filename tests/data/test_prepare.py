@@ -1,6 +1,7 @@
 """Sources made by PIL, tarfile, csv and pyarrow; what is written is read by TFDS."""
 
 import csv
+import fcntl
 import hashlib
 import io
 import json
@@ -232,6 +233,14 @@ def test_all_layouts_of_the_same_images_give_the_same_files(make, tmp_path):
     for name in wanted:
         if name not in ("dataset_info.json", "manifest.json"):  # they name the source
             assert found[name] == wanted[name], name
+
+
+def test_of_a_tar_of_splits_one_can_be_chosen(tmp_path):
+    files = some()
+    tar(tmp_path / "all.tar", files)
+    prepare(tmp_path, f"test={tmp_path}/all.tar")
+    wanted = {n: c for n, c in files.items() if n.startswith("test")}
+    assert records(tmp_path) == expected(wanted)
 
 
 def test_imagenets_own_tar_files(tmp_path):
@@ -581,6 +590,25 @@ def test_finished_files_are_not_written_again(tmp_path):
     again = [name for name in before if after[name] != before[name]]
     assert len(before) == 6 and len(again) == 1
     assert records(tmp_path)["train/a/empty.png"][0] == changed.read_bytes()
+
+
+def test_files_of_a_call_with_other_flags_are_removed(tmp_path):
+    source = folder(tmp_path / "photos", with_faults())
+    with pytest.raises(UserError):
+        prepare(tmp_path, source, "--num_shards=3")
+    prepare(tmp_path, source, "--num_shards=2", "--on_bad=skip")
+    assert len([n for n in contents(tmp_path) if "array_record" in n]) == 4
+
+
+def test_two_calls_at_a_time_do_not_disturb_each_other(tmp_path):
+    source = folder(tmp_path / "photos", some())
+    work = tmp_path / "data/mine/.1.0.0.work"
+    work.mkdir(parents=True)
+    with (work / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="is being prepared already"):
+            prepare(tmp_path, source)
+    prepare(tmp_path, source)
 
 
 BAD = {

@@ -100,12 +100,7 @@ def _of_devkit(path: str) -> list[str]:
             assert truth is not None and meta is not None  # they are regular files
             numbers = [int(line) for line in truth.read().split()]
             table: Any = matlab.loadmat(io.BytesIO(meta.read()), squeeze_me=True)
-        synsets = table["synsets"]
-        name_of = {
-            int(row["ILSVRC2012_ID"]): str(row["WNID"])
-            for row in synsets
-            if int(row["num_children"]) == 0
-        }
+        name_of = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in table["synsets"]}
         return [name_of[number] for number in numbers]
     except (OSError, KeyError, ValueError, tarfile.TarError) as e:
         raise UserError(
