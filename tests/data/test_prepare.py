@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -158,6 +159,10 @@ def test_tfrecord_is_what_tfds_reads(tmp_path):
         for r in found.as_numpy_iterator()
     }
     assert read == expected({n: c for n, c in files.items() if n.startswith("train")})
+    ours = data.make(
+        name="mine", data_dir=str(tmp_path / "data"), split="test", train={}, eval={}
+    )
+    assert ours.num_examples == 5 and ours.source.read(0)[0].dtype == np.uint8
     with_pixels = next(builder.as_dataset(split="train").as_numpy_iterator())
     assert with_pixels["image"].shape[-1] == 3
 
@@ -611,11 +616,25 @@ def test_two_calls_at_a_time_do_not_disturb_each_other(tmp_path):
     prepare(tmp_path, source)
 
 
+def test_full_disk_is_said(tmp_path):
+    source = folder(tmp_path / "photos", some())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"mine-t.* cannot be written: .*too large"):
+            prepare(tmp_path, source)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    prepare(tmp_path, source)
+    assert records(tmp_path) == expected(some())
+
+
 BAD = {
     "no such source": (["nowhere"], "there is no nowhere"),
     "no split": (["photos/train"], "which split it is: train="),
     "unknown flag": (["photos", "--on_bda=skip"], 'did you mean "--on_bad"'),
     "unknown choice": (["photos", "--on_bad=skp"], "invalid choice"),
+    "nowhere to write": (["photos", "--data_dir=labels.txt"], "cannot be made: Not a"),
     "bad name": (["photos", "--name=My-Set"], "expected small letters"),
     "bad number": (["photos", "--num_shards=0"], "expected 1 or more"),
     "labels that nobody reads": (["photos", "--labels=labels.txt"], "has no effect"),

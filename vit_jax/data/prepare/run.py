@@ -171,7 +171,10 @@ def _prepare(
 @contextlib.contextmanager
 def _locked(work: str) -> Iterator[None]:
     """Two calls that prepare the same would remove each other's files."""
-    os.makedirs(work, exist_ok=True)
+    try:
+        os.makedirs(work, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--data_dir: {work} cannot be made: {e.strerror}.") from e
     with open(os.path.join(work, "lock"), "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -75,8 +75,21 @@ def write(shard: Shard) -> dict[str, Any]:
         undecodable, reencoded: what there was: path, what, where, row of `items`.
     """
     temporary = f"{shard.part}.{os.getpid()}.tmp"
-    open_writer = _WRITERS[shard.file_format]
-    put, close = open_writer(temporary)
+    try:
+        part = _write_records(shard, temporary)
+        part |= {"digest": shard.digest(), "dropped": list(shard.dropped)}
+        part |= {"sha256": file_digest(temporary), "size": os.path.getsize(temporary)}
+        place(temporary, shard.path)
+        write_json(shard.part, part)
+    except (OSError, RuntimeError) as e:  # of array_record too
+        raise UserError(
+            f"{shard.path} cannot be written: {e}. Run the same command again to go on."
+        ) from e
+    return part
+
+
+def _write_records(shard: Shard, path: str) -> dict[str, Any]:
+    put, close = _WRITERS[shard.file_format](path)
     reader, digests = Reader(), bytearray()
     part: dict[str, Any] = {"undecodable": [], "reencoded": []}
     records = size = 0
@@ -101,12 +114,7 @@ def write(shard: Shard) -> dict[str, Any]:
         size += len(record)
     close()
     reader.close()
-    part |= {"digest": shard.digest(), "dropped": list(shard.dropped)}
-    part |= {"sha256": file_digest(temporary), "size": os.path.getsize(temporary)}
-    part |= {"records": records, "bytes": size, "images": digests.hex()}
-    place(temporary, shard.path)
-    write_json(shard.part, part)
-    return part
+    return part | {"records": records, "bytes": size, "images": digests.hex()}
 
 
 def _image(reader: Reader, items: Items, i: int) -> tuple[bytes | None, dict[str, Any]]:
