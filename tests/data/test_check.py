@@ -105,7 +105,7 @@ def test_undecodable_files_are_found(tmp_path, root, capsys):
 def test_a_sample_reads_no_more(tmp_path, root, capsys):
     _, _, printed = run(tmp_path, capsys, *of_folder(root), "--sample=4")
     assert printed.count("4 images decoded") == 2
-    assert "18 labels (all)" in printed  # names of folders are read anyway
+    assert "labels of 18 records (all)" in printed  # names of folders are read anyway
 
 
 def npz(tmp_path: Path, labels: list[int]) -> list[str]:

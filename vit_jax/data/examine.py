@@ -127,12 +127,12 @@ def describe_labels(sample: Sample, names: Sequence[str] | None) -> str:
     counts, of = sample.counts, "all" if sample.all_labels else "the sampled"
     present = np.flatnonzero(counts)
     if not len(present):
-        return f"{sample.labelled:,} labels ({of}): no class occurs"
+        return f"labels of {sample.labelled:,} records ({of}): no class occurs"
     least = present[counts[present].argmin()]
     most = present[counts[present].argmax()]
     least_named, most_named = named([least], names), named([most], names)
     return (
-        f"{sample.labelled:,} labels ({of}): {len(present):,} of {len(counts):,} "
+        f"labels of {sample.labelled:,} records ({of}): {len(present):,} of {len(counts):,} "
         f"classes occur; rarest {least_named}, {counts[least]:,} times; most frequent "
         f"{most_named}, {counts[most]:,} times"
     )
