@@ -132,8 +132,8 @@ def describe_labels(sample: Sample, names: Sequence[str] | None) -> str:
     most = present[counts[present].argmax()]
     least_named, most_named = named([least], names), named([most], names)
     return (
-        f"labels of {sample.labelled:,} records ({of}): {len(present):,} of {len(counts):,} "
-        f"classes occur; rarest {least_named}, {counts[least]:,} times; most frequent "
+        f"labels of {sample.labelled:,} records ({of}): {len(present):,} of "
+        f"{len(counts):,} classes occur; rarest {least_named}, {counts[least]:,} times; most frequent "
         f"{most_named}, {counts[most]:,} times"
     )
 
