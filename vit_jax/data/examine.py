@@ -130,11 +130,11 @@ def describe_labels(sample: Sample, names: Sequence[str] | None) -> str:
         return f"labels of {sample.labelled:,} records ({of}): no class occurs"
     least = present[counts[present].argmin()]
     most = present[counts[present].argmax()]
-    least_named, most_named = named([least], names), named([most], names)
+    rarest = f"{named([least], names)}, {counts[least]:,} times"
+    most_frequent = f"{named([most], names)}, {counts[most]:,} times"
     return (
         f"labels of {sample.labelled:,} records ({of}): {len(present):,} of "
-        f"{len(counts):,} classes occur; rarest {least_named}, {counts[least]:,} times; most frequent "
-        f"{most_named}, {counts[most]:,} times"
+        f"{len(counts):,} classes occur; rarest {rarest}; most frequent {most_frequent}"
     )
 
 
