@@ -58,7 +58,7 @@ class BatchBuilder:
         """In a worker process: threads do not travel, they are made anew."""
         self.__dict__.update(state)
         self.__post_init__()
-        _end_with_parent()
+        end_with_parent()
 
     def close(self) -> None:
         """Drops what the threads have not begun."""
@@ -135,7 +135,7 @@ def _record_numbers(source: Source, numbers: np.ndarray, seed: int) -> np.ndarra
     return sampler.record_numbers(numbers, len(source), seed=seed)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In a worker process: ends it with the one that it works for.
 
     A process that is killed cannot end its workers; they would wait for it for ever.
