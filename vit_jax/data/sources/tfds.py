@@ -229,8 +229,9 @@ def _find(name: str, root: str) -> str:
         there = f"it has: {', '.join(datasets)}" if datasets else "it has none"
         raise UserError(
             f'config.data.name="{name}": no such dataset in {root} ({there}); '
-            f"{did_you_mean(match['name'], (*BUILT_IN, *datasets))}. A TFDS dataset "
-            "must be prepared before: tensorflow_datasets.builder"
+            f"{did_you_mean(match['name'], (*BUILT_IN, *datasets))}. It must be "
+            "prepared before: of your own files by python -m vit_jax.data.prepare, "
+            "else by tensorflow_datasets.builder"
             f'("{name}", data_dir="{root}").download_and_prepare().'
         )
     folder = os.path.join(root, match["name"])
