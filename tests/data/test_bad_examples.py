@@ -19,9 +19,9 @@ from vit_jax.data import sampler
 from vit_jax.errors import BadExample, UserError
 
 FORMATS = ("array_record", "tfrecord")
-SIZE = (12, 16)
+SIZE: tuple[int, int] = (12, 16)
 RNG = np.random.default_rng(0)
-SMOOTH = Image.fromarray(RNG.integers(0, 256, (3, 4, 3), np.uint8)).resize(SIZE[::-1])
+SMOOTH = Image.fromarray(RNG.integers(0, 256, (3, 4, 3), np.uint8)).resize((16, 12))
 ALPHA = Image.fromarray(RNG.integers(0, 256, SIZE, np.uint8))
 
 
