@@ -6,7 +6,7 @@ Steady state of decode, random resized crop to 224 px and flip, in batches of 12
 JPEGs of 500x375 pixels and ~90 KB: crops of the one photograph that comes with
 matplotlib, mirrored at random, written by TFDS as tfrecord and as array_record. Each
 contender has a process of its own and as many threads as there are cores. They take
-turns, a round each, and sit still meanwhile; medians over the rounds are printed.
+turns, a round each, and are stopped meanwhile; medians over the rounds are printed.
 
     vit_jax      Dataset.train_batches, from array_record and from tfrecord.
     tf.data      deterministic, shuffled, private threads; decode_and_crop_jpeg, which
@@ -28,6 +28,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -42,7 +43,7 @@ import numpy as np
 
 IMAGE_SIZE, BATCH = 224, 128
 JPEG_SIZE, JPEG_BYTES = (500, 375), 90_000
-WARM_UP = 8  # batches before each round: what was built meanwhile is used up
+WARM_UP = 2  # batches before each round; the process was stopped in between
 AREA, RATIO = (0.05, 1.0), (3 / 4, 4 / 3)
 
 Batches = Iterator[Any]
@@ -269,7 +270,6 @@ def child(name: str, root: Path, num_batches: int) -> None:
             "mb": peak_mb(),
         }
         print(json.dumps(result), flush=True)
-    os._exit(0)  # whatever threads are still building
 
 
 def processes() -> list[int]:
@@ -305,17 +305,21 @@ def compare(names: list[str], root: Path, rounds: int, num_batches: int) -> None
             [*command, f"--batches={num_batches}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # TensorFlow's notices
             text=True,
+            start_new_session=True,
         )
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(1 + rounds):  # the first is to warm up
         for name, process in started.items():
             assert process.stdin is not None and process.stdout is not None
+            os.killpg(process.pid, signal.SIGCONT)
             process.stdin.write("\n")
             process.stdin.flush()
             results[name].append(json.loads(process.stdout.readline()))
+            os.killpg(process.pid, signal.SIGSTOP)  # build no batches for next time
     for process in started.values():
+        os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     print(f"\n| medians of {rounds} | images/s | CPU-ms an image | peak MB | images/s "
           "of the rounds |\n|---|---|---|---|---|")  # fmt: skip
