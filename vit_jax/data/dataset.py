@@ -7,6 +7,7 @@ import numpy as np
 from vit_jax.data import pipeline
 from vit_jax.data.builder import BatchBuilder
 from vit_jax.data.sources import Source
+from vit_jax.data.sources.mixture import MixtureSource
 from vit_jax.data.transforms import EvalTransform, TrainTransform
 from vit_jax.errors import BadExample, UserError
 
@@ -89,9 +90,10 @@ class Dataset:
 
         Global example number n = step * batch_size + row is in epoch n // N: every N
         of them show each record once, and a batch may hold the end of one epoch and
-        the start of the next. With `num_classes`, class numbers out of its range make
-        an example bad. A bad one raises, or where the dataset skips them keeps its row
-        with mask False and is told in the iterator's `skipped`.
+        the start of the next. In a mixture each part has epochs of its own. With
+        `num_classes`, class numbers out of its range make an example bad. A bad one
+        raises, or where the dataset skips them keeps its row with mask False and is
+        told in the iterator's `skipped`.
 
         Returns:
             An iterator with `close()`. Batches are built ahead from the first `next`.
@@ -134,6 +136,11 @@ class Dataset:
                 has too few classes. Where bad examples are skipped: all are bad.
         """
         known = self.num_classes
+        if not train and isinstance(self.source, MixtureSource):
+            raise UserError(
+                'config.data.name="mixture" is for training: an evaluation needs '
+                "config.evals.NAME.data.name, one dataset"
+            )
         if known is not None and self.source.multi_hot and known != num_classes:
             raise UserError(
                 f"{self.source.name} has labels over {known} classes, the model's head "
