@@ -106,34 +106,28 @@ def check_count(dataset: Dataset, count: int, shown: int, *, where: str) -> None
         )
 
 
-def of_evaluation(
-    name: str, dataset: Dataset, found: Sequence[Skipped], *, used: int
-) -> dict[str, int]:
-    """{"NAME/bad_examples": count} where they are skipped; all processes call it.
+def of_evaluation(name: str, dataset: Dataset, found: Sequence[Skipped]) -> int:
+    """How many one pass over a dataset has left out; every process calls it after it.
 
     Args:
         name: of the evaluation.
-        dataset: that one pass was made over.
+        dataset: that the pass was made over; where it skips none, nobody is waited for.
         found: what this process skipped.
-        used: examples with a true mask, on all processes together; what pads the last
-            batch is none.
 
     Raises:
         UserError: on every process, if more were left out than is allowed, or all.
     """
     if not dataset.skip_bad:
-        return {}
-    shown = dataset.num_examples
-    count = shown - used
-    if count:
-        new = collect(found)
-        if distributed.is_first():
-            for skipped in new:
-                print(f"left out by evaluation {name}: {skipped['why']}", flush=True)
+        return 0
+    left_out = collect(found)
+    if distributed.is_first():
+        for skipped in left_out:
+            print(f"left out by evaluation {name}: {skipped['why']}", flush=True)
+    count, shown = len(left_out), dataset.num_examples
     check_count(dataset, count, shown, where=f" in evaluation {name}")
-    if not used:
+    if count == shown:
         raise _shared(f"evaluation {name}: none of {shown:,} examples can be used")
-    return {f"{name}/bad_examples": count}
+    return count
 
 
 def _shared(message: str) -> UserError:

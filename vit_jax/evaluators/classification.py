@@ -136,9 +136,8 @@ class Classification:
         if pending is not None:
             add(totals, pending)
         count = totals["examples"]
-        bad = bad_examples.of_evaluation(
-            self.name, self.dataset, batches.skipped, used=count
-        )
+        left_out = bad_examples.of_evaluation(self.name, self.dataset, batches.skipped)
+        bad = {f"{self.name}/bad_examples": left_out} if self.dataset.skip_bad else {}
         return {
             f"{self.name}/accuracy": totals["correct"] / count,
             f"{self.name}/loss": totals["loss"] / count,
