@@ -39,6 +39,7 @@ LAYERS: tuple[set[str], ...] = (
     },
     {"distributed", "votes"},
     {
+        "bad_examples",
         "checkpoints",
         "data",
         "distillation",
@@ -57,6 +58,7 @@ LAYER_OF = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 
 # (who, whom): neighbours of one layer of which one is built on the other.
 NEIGHBOURS = {
+    ("bad_examples", "data"),
     ("optim", "schedules"),
     ("steps", "state"),
     ("steps", "distillation"),

@@ -183,8 +183,12 @@ class Run:
         for evaluator in self.evaluators:
             evaluator.compile()
 
-    def batches(self, start_step: int) -> Any:
+    def batches(
+        self, start_step: int, found: list[datasets.Skipped] | None = None
+    ) -> Any:
         """Global batches on the devices, for the steps after `start_step`.
+
+        What this process had to skip in them is added to `found`.
 
         A signal that reached the workers of the input pipeline too ends them early.
         """
@@ -194,6 +198,7 @@ class Run:
             start_step=start_step,
             total_steps=self.total_steps,
             rows=self.rows,
+            num_classes=self.num_classes,
         )
         with contextlib.closing(batches):
             while True:
@@ -205,6 +210,9 @@ class Run:
                     if preemption.requested() and distributed.alone():
                         return
                     raise
+                if found is not None:
+                    found += batches.skipped
+                batches.skipped.clear()
                 yield sharding.put_batch(batch, self.batch_sharding, self.batch_size)
 
     def pauses_at(self, step: int) -> bool:

@@ -16,6 +16,7 @@ from vit_jax import (
     progress,
     workdirs,
 )
+from vit_jax.bad_examples import BadExamples
 from vit_jax.checkpoints import Checkpoints, adapt
 from vit_jax.errors import NonFiniteLossError, Preempted, UserError
 from vit_jax.observer import Observer, Scalars, Tracer
@@ -88,7 +89,8 @@ def train_from(
     # Ahead of time, in a thread: a signal need not wait for the compiler.
     train_step = preemption.wait(run.compile_train_step)
     preemption.wait(run.compile_evaluators)
-    with contextlib.closing(observe(workdir, run, saved)) as observer:
+    bad_examples = int(jax.device_get(state.bad_examples))
+    with contextlib.closing(observe(workdir, run, saved, bad_examples)) as observer:
         distributed.gather("")  # from here on a signal stops all after the same step
         train(run, train_step, state, saved, observer, workdir)
 
@@ -106,7 +108,7 @@ def train(
     profile = run.profile if distributed.is_first() else None
     if position.pending is not None:  # it was stopped during an evaluation
         finish_step(run, state, saved, observer, position.pending, stop=False)
-    batches = run.batches(position.step)
+    batches = run.batches(position.step, observer.bad_examples.found)
     with timer.waiting():
         batch = next(batches, None)
     with (
@@ -162,7 +164,7 @@ def finish_step(
         stop = (stop or run.votes.stop()) and step < run.total_steps
         best = saved.improves(results)
         if saved.due(step) or best or stop or owed or step == run.total_steps:
-            observer.logger.flush()
+            observer.flush()
             saved.save(state)
         if stop:
             raise Preempted
@@ -232,13 +234,28 @@ def pretrained(run: Run, initial: Any) -> Any:
     return adapt.place(arrays, run.abstract_state.params, initial)
 
 
-def observe(workdir: epath.Path, run: Run, saved: Checkpoints) -> Observer:
-    """Opens the logs; lines of steps that will be done again are dropped."""
+def observe(
+    workdir: epath.Path, run: Run, saved: Checkpoints, bad_examples: int = 0
+) -> Observer:
+    """Opens the logs; lines of steps that will be done again are dropped.
+
+    `bad_examples` are those that the state counts so far.
+    """
     position = saved.position
     kept = position.step if position.pending is None else position.step - 1
+    logger = metrics.MetricLogger(
+        workdir, restored_step=kept, total_steps=run.total_steps
+    )
     return Observer(
-        metrics.MetricLogger(workdir, restored_step=kept, total_steps=run.total_steps),
+        logger,
         run.timer(position.step),
+        BadExamples(
+            workdir,
+            run.dataset,
+            restored_step=position.step,
+            count=bad_examples,
+            tell=logger.print,
+        ),
         batch_size=run.batch_size,
         num_examples=run.dataset.num_examples,
         log_every=run.log_every,

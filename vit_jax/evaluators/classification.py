@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vit_jax import bad_examples, distributed, sharding, steps
 from vit_jax import data as datasets
-from vit_jax import distributed, sharding, steps
 from vit_jax.errors import UserError
 from vit_jax.state import Params
 
@@ -95,6 +95,7 @@ class Classification:
             jax.eval_shape(eval_step, params, batch)
         except UserError as error:
             raise UserError(f"config.evals.{self.name}: {error}") from error
+        self._num_classes = num_classes
         self._to_compile = eval_step, params, batch
 
     def due(self, step: int, total_steps: int) -> bool:
@@ -112,7 +113,7 @@ class Classification:
         return [f"{self.name}/{what}" for what in ("accuracy", "loss", "examples")]
 
     def run(self, params: Params, check: Callable[[], None]) -> dict[str, float | int]:
-        """Accuracy, mean loss and number of examples.
+        """Accuracy, mean loss, and number of examples; of bad ones if they are skipped.
 
         Args:
           params: of the model, laid out as those that `compile` was given.
@@ -120,7 +121,9 @@ class Classification:
         """
         totals = {"correct": 0, "loss": 0.0, "examples": 0}
         pending: dict[str, jax.Array] | None = None
-        batches = self.dataset.eval_batches(batch_size=self.batch_size, rows=self._rows)
+        batches = self.dataset.eval_batches(
+            batch_size=self.batch_size, rows=self._rows, num_classes=self._num_classes
+        )
         with contextlib.closing(batches):
             for batch in batches:
                 distributed.progress()
@@ -133,10 +136,13 @@ class Classification:
         if pending is not None:
             add(totals, pending)
         count = totals["examples"]
+        left_out = bad_examples.of_evaluation(self.name, self.dataset, batches.skipped)
+        bad = {f"{self.name}/bad_examples": left_out} if self.dataset.skip_bad else {}
         return {
             f"{self.name}/accuracy": totals["correct"] / count,
             f"{self.name}/loss": totals["loss"] / count,
             f"{self.name}/examples": int(count),
+            **bad,
         }
 
 
