@@ -82,6 +82,7 @@ def test_four_processes_are_one_run(of_one: Path, of_four: Path) -> None:
     assert names == {
         "checkpoints",
         "config.json",
+        "evals",
         "labels.json",
         "metrics.jsonl",
         "parameters.txt",

@@ -102,8 +102,12 @@ def test_evaluate_only(finished: Path, tmp_path: Path) -> None:
         f"--config.init_from={os.path.relpath(finished, cli.ROOT)}/checkpoints/40",
     )
     assert f"test/accuracy: {results[40]}" in other
-    record = json.loads((tmp_path / "evals" / "40.json").read_text())
-    assert record["test/accuracy"] == results[40]
+    record = json.loads((tmp_path / "evals" / "test-40.json").read_text())
+    assert record["results"]["test/accuracy"] == results[40]
+    trained = json.loads((finished / "evals" / "test-40.json").read_text())
+    assert trained["results"]["test/accuracy"] == results[40]
+    assert trained["fingerprint"] == record["fingerprint"]
+    assert trained["data"]["split"] == "test[:10%]"
     cli.run(*ARGS, f"--workdir={tmp_path}/empty", "--evaluate_only", expect=2)
 
 

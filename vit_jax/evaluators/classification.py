@@ -1,6 +1,5 @@
 """Accuracy and loss over a split; every example counts exactly once."""
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -8,13 +7,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax import data as datasets
-from vit_jax import distributed, sharding, steps
-from vit_jax.errors import UserError
+from vit_jax import steps
+from vit_jax.evaluators.base import Evaluator, Examples, Result
+from vit_jax.program import Program
 from vit_jax.state import Params
 
 
-class Classification:
+class Classification(Evaluator):
     """One entry of `config.evals` with `type="classification"`."""
 
     def __init__(
@@ -43,101 +42,48 @@ class Classification:
           batch_size: global.
           data: keys of `config.data` that differ for this evaluation.
         """
-        for key, value in (("every", every), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise UserError(
-                    f"config.evals.{name}.{key} is {value}: it should be at least 1"
-                )
-        if name in ("train", "timing") or "/" in name:
-            raise UserError(
-                f'config.evals has an entry "{name}": its results would be mixed up '
-                "with other lines of metrics.jsonl; choose another name"
-            )
-        for key in ("split", "train"):
-            if key in data:
-                raise UserError(
-                    f"config.evals.{name}.data.{key} has no effect: an evaluation has "
-                    f"config.evals.{name}.split and config.evals.{name}.data.eval"
-                )
-        self.name, self.every = name, every
-        self.batch_size = batch_size or training_batch_size
-        key = f"evals.{name}.batch_size" if batch_size else "batch_size"
-        sharding.check_batch_size(mesh, self.batch_size, key=key)
-        section: dict[str, Any] = {**training_data, **data, "split": split}
-        if "eval" in data:
-            section["eval"] = {**training_data["eval"], **data["eval"]}
-        self.dataset = datasets.make(**section)
-        self._mesh = mesh
-        self._sharding = sharding.batch_sharding(mesh)
-        self._rows = sharding.process_rows(self._sharding, self.batch_size)
-
-    def check(
-        self, num_classes: int, make_eval_step: Callable[..., Any], params: Params
-    ) -> None:
-        """Refuses data that cannot be read or does not fit the model.
-
-        Args:
-          num_classes: of the head.
-          make_eval_step: makes the step for a mean and a standard deviation.
-          params: abstract, with shardings; kept for `compile`.
-        """
-        self.dataset.check(
-            num_classes=num_classes, train=False, batch_size=self.batch_size
+        super().__init__(name, every)
+        self._protocol = {"type": type}
+        self.examples = Examples(
+            mesh,
+            training_data,
+            training_batch_size,
+            where=f"config.evals.{name}",
+            split=split,
+            batch_size=batch_size,
+            data=data,
         )
-        batch = steps.abstract_batch(
-            self._mesh,
-            self.batch_size,
-            self.dataset.image_shape,
-            label_classes=self.dataset.label_classes,
-        )
-        eval_step = make_eval_step(mean=self.dataset.mean, std=self.dataset.std)
-        try:
-            jax.eval_shape(eval_step, params, batch)
-        except UserError as error:
-            raise UserError(f"config.evals.{self.name}: {error}") from error
-        self._to_compile = eval_step, params, batch
 
-    def due(self, step: int, total_steps: int) -> bool:
-        return step == total_steps or (
-            self.every is not None and step % self.every == 0
-        )
+    def check(self, num_classes: int, program: Program, params: Params) -> None:
+        self.examples.check(num_classes)
+        dataset = self.examples.dataset
+        step = program.make_eval_step(mean=dataset.mean, std=dataset.std)
+        self._to_compile = step, params, self.examples.try_step(step, params)
 
     def compile(self) -> None:
-        """Compiles the step that `check` has tried."""
-        eval_step, params, batch = self._to_compile
-        self._step = steps.compile_eval_step(eval_step, self._mesh, params, batch)
+        step, params, batch = self._to_compile
+        self._step = steps.compile_eval_step(step, self.examples.mesh, params, batch)
 
     def result_names(self) -> list[str]:
-        """The keys of what `run` returns."""
         return [f"{self.name}/{what}" for what in ("accuracy", "loss", "examples")]
 
-    def run(self, params: Params, check: Callable[[], None]) -> dict[str, float | int]:
-        """Accuracy, mean loss and number of examples.
-
-        Args:
-          params: of the model, laid out as those that `compile` was given.
-          check: called once a batch; what it raises ends the evaluation.
-        """
+    def run(self, params: Params, check: Callable[[], None]) -> Result:
         totals = {"correct": 0, "loss": 0.0, "examples": 0}
         pending: dict[str, jax.Array] | None = None
-        batches = self.dataset.eval_batches(batch_size=self.batch_size, rows=self._rows)
-        with contextlib.closing(batches):
-            for batch in batches:
-                distributed.progress()
-                check()
-                on_device = sharding.put_batch(batch, self._sharding, self.batch_size)
-                sums = self._step(params, on_device)
-                if pending is not None:  # read a batch late: the device does not wait
-                    add(totals, pending)
-                pending = sums
+        for batch in self.examples.batches(check):
+            sums = self._step(params, batch)
+            if pending is not None:  # read a batch late: the device does not wait
+                add(totals, pending)
+            pending = sums
         if pending is not None:
             add(totals, pending)
         count = totals["examples"]
-        return {
+        scalars = {
             f"{self.name}/accuracy": totals["correct"] / count,
             f"{self.name}/loss": totals["loss"] / count,
             f"{self.name}/examples": int(count),
         }
+        return Result(scalars, {**self._protocol, **self.examples.describe()})
 
 
 def add(totals: dict[str, Any], sums: dict[str, jax.Array]) -> None:
