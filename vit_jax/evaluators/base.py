@@ -3,8 +3,8 @@
 import abc
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,6 +15,8 @@ from vit_jax import distributed, sharding, steps
 from vit_jax.errors import UserError
 from vit_jax.program import Program
 from vit_jax.state import Params
+
+T = TypeVar("T")
 
 # Keys of `config.data` that change no result.
 _WITHOUT_EFFECT = ("train", "num_workers", "num_threads")
@@ -86,7 +88,7 @@ class Evaluator(abc.ABC):
 
     @abc.abstractmethod
     def result_names(self) -> list[str]:
-        """The names of the scalars that `run` returns."""
+        """The names of the scalars that `run` returns, once `check` has been called."""
 
     @abc.abstractmethod
     def run(self, params: Params, check: Callable[[], None]) -> Result:
@@ -96,6 +98,20 @@ class Evaluator(abc.ABC):
           params: of the model, laid out as those that `check` was given.
           check: called once a batch; what it raises ends the evaluation.
         """
+
+
+def a_batch_late(results: Iterable[T]) -> Iterator[T]:
+    """The same, each once the next has been started, so that no device waits.
+
+    >>> list(a_batch_late(iter("abc")))
+    ['a', 'b', 'c']
+    """
+    results = iter(results)
+    for before in results:
+        for result in results:
+            yield before
+            before = result
+        yield before
 
 
 class Examples:
