@@ -1,0 +1,152 @@
+"""The mean corruption error, from files as ImageNet-C's authors pack them."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.evaluators import told
+from vit_jax.errors import UserError
+from vit_jax.evaluators import corruptions
+
+K, N = 6, 12  # classes, and images of each dataset
+
+# Table 1 of arXiv:1903.12261, AlexNet's row: its errors in percent, rounded there.
+PRINTED = {
+    "gaussian_noise": 89,
+    "shot_noise": 89,
+    "impulse_noise": 92,
+    "defocus_blur": 82,
+    "glass_blur": 83,
+    "motion_blur": 79,
+    "zoom_blur": 80,
+    "snow": 87,
+    "frost": 83,
+    "fog": 82,
+    "brightness": 56,
+    "contrast": 85,
+    "elastic_transform": 65,
+    "pixelate": 72,
+    "jpeg_compression": 61,
+}
+
+
+def test_alexnet_is_that_of_the_paper() -> None:
+    rounded = {c: round(100 * e) for c, e in corruptions.ALEXNET.items()}
+    assert rounded == PRINTED
+
+
+@pytest.fixture(scope="module")
+def imagenet_c(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DIR/CORRUPTION/SEVERITY/CLASS/*.png; all of them hold the same images."""
+    root = tmp_path_factory.mktemp("imagenet_c")
+    images = told.images(N)
+    for corruption in PRINTED:
+        for severity in range(1, 6):
+            for i, image in enumerate(images):
+                # In the order of classes, then of names: that of their numbers.
+                folder = root / corruption / str(severity) / f"class{i * K // N}"
+                folder.mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(folder / f"{i:02}.png"), image[..., ::-1])
+    return root
+
+
+def data(root: Path) -> dict[str, Any]:
+    section = told.data(root / "{corruption}")
+    return section | {"name": "folder"}
+
+
+def logits_for(right: int) -> np.ndarray:
+    """Of a model that is right about the first so many images."""
+    logits = np.zeros((N, K), np.float32)
+    labels = np.arange(N) * K // N
+    logits[np.arange(N), (labels + (np.arange(N) >= right)) % K] = 1
+    return logits
+
+
+def test_mean_corruption_error(imagenet_c: Path, monkeypatch: Any) -> None:
+    """A model whose errors differ between the datasets, by the number of a call."""
+    run = corruptions.Corruptions._totals
+    right = iter(np.random.default_rng(0).integers(0, N + 1, 75).tolist())
+    said: list[int] = []
+
+    def of_this_dataset(self: Any, examples: Any, params: Any, check: Any) -> Any:
+        said.append(next(right))
+        told_so = {"table": params["table"] * 0 + logits_for(said[-1])}
+        return run(self, examples, told_so, check)
+
+    monkeypatch.setattr(corruptions.Corruptions, "_totals", of_this_dataset)
+    result = told.evaluate(
+        data(imagenet_c),
+        logits_for(0),
+        told.mesh(8, 1, 1),
+        type="corruptions",
+        split="{severity}",
+        data={"name": "folder"},
+    )
+    errors = 1 - np.array(said).reshape(15, 5) / N  # in the order of PRINTED
+    assert list(result.record["errors"]) == list(PRINTED)
+    np.testing.assert_allclose(list(result.record["errors"].values()), errors)
+    relative = [
+        100 * e.mean() / a for e, a in zip(errors, PRINTED.values(), strict=True)
+    ]
+    found = result.scalars["it/mean_corruption_error"]
+    assert abs(found - np.mean(relative)) < 0.01  # whose AlexNet is rounded
+    exact = np.mean(
+        [
+            e.mean() / a
+            for e, a in zip(errors, corruptions.ALEXNET.values(), strict=True)
+        ]
+    )
+    assert abs(found - exact) < 1e-6
+    assert abs(result.scalars["it/mean_error"] - errors.mean()) < 1e-6
+    assert abs(result.scalars["it/accuracy"] + errors.mean() - 1) < 1e-6
+    assert result.scalars["it/examples"] == 75 * N
+
+
+def test_a_few_without_alexnet(imagenet_c: Path) -> None:
+    result = told.evaluate(
+        data(imagenet_c),
+        logits_for(9),
+        told.mesh(1, 1, 1),
+        type="corruptions",
+        split="{severity}",
+        data={"name": "folder"},
+        corruptions=("fog", "snow"),
+        severities=(2, 5),
+        relative_to_alexnet=False,
+    )
+    assert result.scalars == {
+        "it/accuracy": 0.75,
+        "it/mean_error": 0.25,
+        "it/examples": 4 * N,
+    }
+    assert result.record["errors"] == {"fog": [0.25, 0.25], "snow": [0.25, 0.25]}
+
+
+def test_what_cannot_be_evaluated(imagenet_c: Path, tmp_path: Path) -> None:
+    def refused(message: str, section: dict[str, Any], **keys: Any) -> None:
+        keys = {"split": "{severity}", "data": {"name": "folder"}} | keys
+        with pytest.raises(UserError, match=message):
+            told.evaluate(
+                section, logits_for(1), told.mesh(1, 1, 1), type="corruptions", **keys
+            )
+
+    section = data(imagenet_c)
+    refused("with others set .*relative_to_alexnet=false", section, severities=(1, 2))
+    refused("expected some, once", section, corruptions=())
+    refused("where {severity} is to be filled in", section, split="test")
+    few = tmp_path / "few"
+    for corruption in PRINTED:
+        if corruption != "fog":
+            (few / corruption).parent.mkdir(exist_ok=True)
+            (few / corruption).symlink_to(imagenet_c / corruption)
+    message = (
+        r"5 of 75 datasets cannot be opened \(fog 1, .*fog 5\). The first: .*few/fog"
+    )
+    refused(message, data(few))
+    # TFDS's names are the default, in its usual place.
+    message = "75 of 75 .*imagenet2012_corrupted/gaussian_noise_1"
+    refused(message, told.data(tmp_path), split="validation", data={})
