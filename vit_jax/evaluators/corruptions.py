@@ -14,8 +14,8 @@ from vit_jax.program import Program
 from vit_jax.state import Params
 
 # The top-1 error of AlexNet for each of the 15 corruptions of the benchmark, mean over
-# the five severities: https://github.com/hendrycks/robustness, and Table 1 of the paper
-# to two digits. The four extra corruptions are not part of the benchmark.
+# the five severities, as https://github.com/hendrycks/robustness gives it. The four
+# extra corruptions are not part of the benchmark.
 ALEXNET = {
     "gaussian_noise": 0.886428,
     "shot_noise": 0.894468,
