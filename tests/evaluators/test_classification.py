@@ -105,15 +105,14 @@ def test_single_labels(mesh: tuple[int, int, int], tmp_path: Path) -> None:
     assert result.record["examples"] == N
 
 
-@pytest.mark.parametrize("policy", ["count", "skip"])
 @pytest.mark.parametrize("loss", ["softmax_xent", "sigmoid_xent"])
-def test_sets_of_labels(policy: str, loss: str, tmp_path: Path) -> None:
+def test_sets_of_labels(loss: str, tmp_path: Path) -> None:
     """ImageNet-ReaL: right is who names one of the set; empty sets are left out."""
     logits, sets = make_logits(), make_sets()
     section = told.data(told.save(tmp_path / "it.npz", sets))
     mesh = told.mesh(2, 2, 2)
-    result = told.evaluate(section, logits, mesh, loss, empty_labels=policy)
-    kept = sets.any(1) if policy == "skip" else np.ones(N, bool)
+    result = told.evaluate(section, logits, mesh, loss)
+    kept = sets.any(1)
     x, t = logits[kept].astype(np.float64), sets[kept]
     rows = np.arange(len(x))
     correct = t[rows, x.argmax(-1)] > 0
@@ -160,8 +159,7 @@ def test_a_subset_of_the_classes(tmp_path: Path) -> None:
 def test_a_subset_of_sets_of_labels(tmp_path: Path) -> None:
     logits, sets, chosen = make_logits(), make_sets(), (5, 0, 2)
     section = told.data(told.save(tmp_path / "it.npz", sets))
-    keys = {"classes": chosen, "empty_labels": "skip"}
-    result = told.evaluate(section, logits, told.mesh(8, 1, 1), **keys)
+    result = told.evaluate(section, logits, told.mesh(8, 1, 1), classes=chosen)
     kept = sets[:, chosen].any(1)
     best = logits[kept][:, chosen].argmax(-1)
     right = sets[kept][:, chosen][np.arange(len(best)), best].sum()
@@ -235,14 +233,13 @@ def test_what_cannot_be_evaluated(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             told.evaluate(section, logits, mesh, **keys)
 
-    refused(r'evals\.it\.empty_labels="skip" has no effect', empty_labels="skip")
     refused("two or more different classes, of the model's 0..6", classes=(1, 7))
     refused("two or more different classes", classes=(1, 1))
     refused("two or more different classes", classes=())
     outside = (labels > 3).sum()
     refused(f"{outside} of {N} labels are none of the 4", classes=(0, 1, 2, 3))
     nothing = told.data(told.save(tmp_path / "no.npz", np.zeros((N, K), np.uint8)))
-    refused("no example of the split has a label", nothing, empty_labels="skip")
+    refused("no example of the split has a label", nothing)
 
 
 def test_picture() -> None:

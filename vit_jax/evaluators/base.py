@@ -19,7 +19,7 @@ from vit_jax.state import Params
 T = TypeVar("T")
 
 # Keys of `config.data` that change no result.
-_WITHOUT_EFFECT = ("train", "num_workers", "num_threads")
+_WITHOUT_EFFECT = ("train", "mixture", "num_workers", "num_threads")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +157,7 @@ class Examples:
         section: dict[str, Any] = {**training_data, **data, "split": split}
         if "eval" in data:
             section["eval"] = {**training_data["eval"], **data["eval"]}
+        self.name: str = section["name"]
         self.dataset = datasets.make(**section)
         self.mesh = mesh
         self._section, self._where = section, where

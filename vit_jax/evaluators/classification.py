@@ -1,11 +1,12 @@
 """Accuracy, loss and calibration over a split; every example counts exactly once."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from jax.sharding import Mesh
 
 from vit_jax import steps
+from vit_jax.data import catalog
 from vit_jax.errors import UserError
 from vit_jax.evaluators import confusion, scores
 from vit_jax.evaluators.base import Evaluator, Examples, Result, a_batch_late
@@ -31,7 +32,6 @@ class Classification(Evaluator):
         split: str = "test",
         batch_size: int | None = None,
         classes: tuple[int, ...] | None = None,
-        empty_labels: Literal["count", "skip"] = "count",
         data: dict[str, Any],
     ) -> None:
         """Opens the data.
@@ -45,21 +45,13 @@ class Classification(Evaluator):
           every: steps between evaluations; None is once, at the end.
           split: of the data.
           batch_size: global.
-          classes: the model chooses between these alone, as the authors of ImageNet-A
-            and -R do between the 200 that their images show; None is all.
-          empty_labels: what becomes of an example whose set of labels is empty: with
-            "skip" it is left out, as for ImageNet-ReaL (arXiv:2006.07159); with
-            "count" no answer to it is right.
+          classes: the model chooses between these alone. None: between those that the
+            dataset shows, which are 200 for ImageNet-A and -R, as their authors do;
+            of other datasets all.
           data: keys of `config.data` that differ for this evaluation.
         """
         super().__init__(name, every)
         self._where = f"config.evals.{name}"
-        self._classes, self._skip_empty = classes, empty_labels == "skip"
-        self._protocol = {
-            "type": type,
-            "classes": classes,
-            "empty_labels": empty_labels,
-        }
         self.examples = Examples(
             mesh,
             training_data,
@@ -69,22 +61,17 @@ class Classification(Evaluator):
             batch_size=batch_size,
             data=data,
         )
-        if self._skip_empty and self.examples.dataset.label_classes is None:
-            raise UserError(
-                f'{self._where}.empty_labels="skip" has no effect: the labels of '
-                f"{self.examples.dataset.source.name} are single classes, not sets"
-            )
+        entry = catalog.find(self.examples.name)
+        present = None if entry is None else entry.classes_present
+        self._classes = present if classes is None else classes
+        self._protocol = {"type": type, "classes": self._classes}
 
     def check(self, num_classes: int, program: Program, params: Params) -> None:
         self._check_classes(num_classes)
         self.examples.check(num_classes)
         self._num_classes = num_classes if self._classes is None else len(self._classes)
-        step = scores.make_step(
-            program,
-            self.examples.dataset,
-            classes=self._classes,
-            skip_empty=self._skip_empty,
-        )
+        dataset = self.examples.dataset
+        step = scores.make_step(program, dataset, classes=self._classes)
         self._to_compile = step, params, self.examples.try_step(step, params)
 
     def _check_classes(self, num_classes: int) -> None:

@@ -25,18 +25,18 @@ def make_step(
     dataset: Dataset,
     *,
     classes: Sequence[int] | None = None,
-    skip_empty: bool = False,
 ) -> steps.EvalStep:
     """A pure function (params, batch) -> what `Totals.add` takes.
 
     It gives integers, booleans and float32 of single examples, and sums no floats, so
-    that the sums depend on no mesh. Of equal logits the first counts as the highest.
+    that the sums depend on no mesh. Of equal logits the first counts as the highest. An
+    example whose set of labels is empty has no right answer and does not count, as in
+    ImageNet-ReaL (Beyer et al., arXiv:2006.07159).
 
     Args:
       program: of the model, with the loss, which says what a probability is.
       dataset: that the batches are of.
       classes: that logits and labels are restricted to, before anything else.
-      skip_empty: whether an example with an empty set of labels is left out.
     """
     mean, std = jnp.array(dataset.mean), jnp.array(dataset.std)
     loss = program.eval_loss
@@ -53,7 +53,7 @@ def make_step(
         counted, rows = batch["mask"], {}
         if labels.ndim == 1:
             rows["label"] = labels
-        elif skip_empty:
+        else:
             counted = counted & jnp.any(is_label, axis=-1)
         highest = jnp.argmax(logits, axis=-1)  # [b]
         correct = counted & one_of(is_label, highest[:, None])
