@@ -46,14 +46,18 @@ def parse(argv: Sequence[str]) -> list[tuple[str, str]]:
         raise errors.UserError(f"{rest[0]} is not a flag; {hint}")
     if FLAGS.config is None or FLAGS.workdir is None:
         raise errors.UserError(f"--config and --workdir are both needed:\n\n{__doc__}")
+    if FLAGS.evals is not None and not FLAGS.evaluate_only:
+        raise errors.UserError("--evals goes with --evaluate_only: training does all")
     pairs = [a.removeprefix("--config.").partition("=") for a in overrides]
     return [(key, text) for key, _, text in pairs]
 
 
 def chosen(evals: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The evaluations that --evals names."""
-    if not FLAGS.evaluate_only:
-        raise errors.UserError("--evals goes with --evaluate_only: training does all")
+    """The evaluations that --evals names.
+
+    >>> chosen({"val": 1, "real": 2}, ["real"])
+    {'real': 2}
+    """
     for name in names:
         if name not in evals:
             hint = errors.did_you_mean(name, evals)
