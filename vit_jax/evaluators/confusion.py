@@ -36,8 +36,9 @@ def draw(counts: np.ndarray, names: Sequence[str] | None = None) -> np.ndarray:
             dark = share[row, column] > 0.5
             _write_centered(picture, str(counts[row, column]), place, dark=dark)
     if cell >= _LEGIBLE:
-        rows = _names([str(i) for i in range(k)] if names is None else names, cell)
-        columns = np.rot90(rows)  # read from below
+        texts = [str(i) for i in range(k)] if names is None else names
+        rows = _names(texts, cell, to_the_right=True)
+        columns = np.rot90(_names(texts, cell, to_the_right=False))  # read from below
         top = np.full((len(columns), rows.shape[1], 3), 255, np.uint8)
         picture = np.vstack((np.hstack((top, columns)), np.hstack((rows, picture))))
     return np.ascontiguousarray(_frame(picture))
@@ -49,15 +50,16 @@ def _shade(share: np.ndarray) -> np.ndarray:
     return (255 - np.sqrt(share)[..., None] * (255 - dark)).round().astype(np.uint8)
 
 
-def _names(names: Sequence[str], cell: int) -> np.ndarray:
-    """The names as a column, one beside each row of cells."""
+def _names(names: Sequence[str], cell: int, *, to_the_right: bool) -> np.ndarray:
+    """The names as a column, one beside each row of cells; flush with one side."""
     texts = [_ascii(name)[:24] for name in names]
     scale = min(0.45, cell / 36)
     sizes = [cv2.getTextSize(text, _FONT, scale, 1)[0] for text in texts]
     width = max(size[0] for size in sizes) + 12
     column = np.full((cell * len(texts), width, 3), 255, np.uint8)
     for i, (text, size) in enumerate(zip(texts, sizes, strict=True)):
-        corner = width - 6 - size[0], i * cell + (cell + size[1]) // 2
+        left = width - 6 - size[0] if to_the_right else 6
+        corner = left, i * cell + (cell + size[1]) // 2
         cv2.putText(column, text, corner, _FONT, scale, _INK, 1, cv2.LINE_AA)
     return column
 

@@ -7,6 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax import steps
+from vit_jax.data.catalog.imagenet import SEVERITIES
 from vit_jax.errors import UserError
 from vit_jax.evaluators import scores
 from vit_jax.evaluators.base import Evaluator, Examples, Result, a_batch_late
@@ -33,7 +34,6 @@ ALEXNET = {
     "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
-SEVERITIES = (1, 2, 3, 4, 5)
 TFDS_NAME = "imagenet2012_corrupted/{corruption}_{severity}"
 _PATTERNS = ("name", "data_dir", "split")  # keys of the data that may name both
 
