@@ -1,5 +1,6 @@
 """Every entry of the catalog is read as TFDS reads it, from what TFDS has written."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,8 @@ def test_an_entry_is_read_as_tfds_reads_it(name, written):
         else:
             assert label == known
             assert 0 <= label < entry.num_classes
+    travelled = pickle.loads(pickle.dumps(dataset.source))  # as to a worker
+    np.testing.assert_array_equal(travelled.read(1)[0], dataset.source.read(1)[0])
     dataset.check(num_classes=entry.num_classes, train=True, batch_size=COUNT)
     (batch,) = dataset.eval_batches(batch_size=COUNT)
     assert batch["image"].shape == (COUNT, 16, 16, 3)

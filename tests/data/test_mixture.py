@@ -15,6 +15,10 @@ from vit_jax.errors import UserError
 from vit_jax.run import Run
 
 HALVES = [Fraction(1, 2)] * 2
+# Whose denominators multiply to more than 2**50.
+LARGE = [Fraction(999_983, 3_999_949), Fraction(250_007, 999_979)]
+LARGE = [*LARGE, Fraction(100_003, 999_961)]
+LARGE = [*LARGE, 1 - sum(LARGE)]
 SHARES = [
     HALVES,
     [Fraction(1, 10), Fraction(9, 10)],
@@ -22,6 +26,7 @@ SHARES = [
     [Fraction(7, 10), Fraction(1, 5), Fraction(1, 10)],
     [Fraction(1, 7)] * 7,
     [Fraction(1, 1_000_000), Fraction(999_999, 1_000_000)],
+    LARGE,
     [Fraction(1)],
 ]
 
@@ -84,6 +89,17 @@ def test_shares_are_exact_at_any_time(shares):
         more = given - np.arange(count + 1) * float(share)
         assert np.abs(more).max() <= others + 1e-6
         assert more.max() - more.min() <= 2 * others + 1e-6  # the worst of all windows
+
+
+def test_shares_of_large_denominators_far_into_a_run():
+    """Nothing overflows: numbers within a part are what its share says."""
+    shares, start = LARGE, 10**12
+    part, number = sampler.mixture_parts(start + np.arange(5000), shares, seed=4)
+    for i, share in enumerate(shares):
+        mine = np.flatnonzero(part == i)
+        want = (start + mine) * float(share)
+        assert np.abs(number[mine] - want).max(initial=0) < 3
+        assert np.array_equal(np.diff(number[mine]), np.ones(max(len(mine) - 1, 0)))
 
 
 def test_shares_far_into_a_run():
@@ -239,6 +255,8 @@ def test_parts_take_what_they_do_not_say(sets, tmp_path):
         ({"weight": 0.0}, r"mixture.a.weight is 0.0: it should be a number above 0"),
         ({"weight": float("nan")}, "weight is nan"),
         ({"weight": 1e-9}, "weight is 1e-09"),
+        ({"weight": -1.0}, "weight is -1.0"),
+        ({"weight": 1e7}, r"mixture.b.weight is 3.0: .* 1,000,000th of all"),
         ({"data_dir": None}, "needs config.data.data_dir"),
         ({"name": "mixture"}, "not within a mixture"),
         ({"label_key": "l"}, "no effect"),

@@ -168,7 +168,7 @@ def mixture_parts(
 
     Args:
         numbers: global example numbers, int64 [b].
-        shares: of each part; their sum is 1. Denominators are below 2**31.
+        shares: of each part, 1e-6 or more; their sum is 1.
         seed: the run's seed, any integer.
 
     Returns:
@@ -185,7 +185,9 @@ def mixture_parts(
     part = np.full(number.shape, len(shares) - 1, np.int64)
     rest, left = np.arange(len(number)), Fraction(1)
     for i, share in enumerate(shares[:-1]):
-        mine, count = _thin(number[rest], share / left, random_bits(key, i))
+        # So that products stay below 2**63; an error of 1e-18 at most.
+        ratio = (share / left).limit_denominator(2**30)
+        mine, count = _thin(number[rest], ratio, random_bits(key, i))
         part[rest[mine]] = i
         number[rest] = np.where(mine, count, number[rest] - count)
         rest, left = rest[~mine], left - share
@@ -200,10 +202,9 @@ def _thin(
     With share = p / q, cell c is the numbers n with floor(n p / q) = c.
     """
     p, q = share.numerator, share.denominator
-    cell = numbers // q * p + numbers % q * p // q  # floor(n p / q), no overflow
+    cell = numbers // q * p + numbers % q * p // q  # floor(n p / q)
     first, after = (c // p * q - (-(c % p) * q // p) for c in (cell, cell + 1))
     bits = (random_bits(key, cell) >> np.uint64(32)).astype(np.int64)
-    # A cell has at most q numbers, q < 2**31: the product is below 2**63.
     chosen = first + ((bits * (after - first)) >> 32)
     return numbers == chosen, cell + (chosen < numbers)
 

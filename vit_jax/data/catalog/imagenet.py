@@ -84,7 +84,7 @@ ENTRIES = {
         num_classes=19_167,
         stored={"train": 13_153_500},
         access=_IMAGENET,
-        source="winter 2021: https://www.image-net.org/download-images.php",
+        source="winter 2021, as those who hold it count it",
     ),
     "imagenet2012_real": Entry(
         stored_as="imagenet2012_real",

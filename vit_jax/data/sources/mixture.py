@@ -128,17 +128,19 @@ def open_part(
 
 def _shares(weights: Mapping[str, float]) -> list[Fraction]:
     """The weights as exact fractions of 1: what a person meant by 0.3 is 3/10."""
-    exact = {}
+    exact = {
+        name: Fraction(weight).limit_denominator(_MAX_DENOMINATOR)
+        for name, weight in weights.items()
+        if 0 < weight < float("inf")
+    }
+    total = sum(exact.values())
     for name, weight in weights.items():
-        exact[name] = Fraction(0)
-        if 0 < weight < float("inf"):
-            exact[name] = Fraction(weight).limit_denominator(_MAX_DENOMINATOR)
-        if not exact[name]:
+        if name not in exact or exact[name] * _MAX_DENOMINATOR < total:
             raise UserError(
                 f"config.data.mixture.{name}.weight is {weight}: it should be a "
-                "number above 0; remove the part, or give the others larger weights"
+                f"number above 0, and a {_MAX_DENOMINATOR:,}th of all weights together "
+                "or more; change it, or remove the part"
             )
-    total = sum(exact.values())
     return [weight / total for weight in exact.values()]
 
 
