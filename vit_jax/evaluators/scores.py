@@ -173,7 +173,7 @@ class Totals:
             raise UserError(
                 f"{where}: {self.outside} of {self.examples} labels are none of the "
                 f"{len(self.class_examples)} classes that it tells apart; correct the "
-                f"labels, choose another split, or set {where}.classes"
+                "labels, or choose another split or other classes"
             )
         if self.examples == 0:
             raise UserError(f"{where}: no example of the split has a label")
