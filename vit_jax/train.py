@@ -19,6 +19,7 @@ from vit_jax import (
 from vit_jax.bad_examples import BadExamples
 from vit_jax.checkpoints import Checkpoints, adapt
 from vit_jax.errors import NonFiniteLossError, Preempted, UserError
+from vit_jax.evaluators import Result, records
 from vit_jax.observer import Observer, Scalars, Tracer
 from vit_jax.run import Run
 from vit_jax.state import TrainState, init_state
@@ -107,7 +108,7 @@ def train(
     position, timer = saved.position, observer.timer
     profile = run.profile if distributed.is_first() else None
     if position.pending is not None:  # it was stopped during an evaluation
-        finish_step(run, state, saved, observer, position.pending, stop=False)
+        finish_step(run, state, saved, observer, workdir, position.pending, stop=False)
     batches = run.batches(position.step, observer.bad_examples.found)
     with timer.waiting():
         batch = next(batches, None)
@@ -128,7 +129,7 @@ def train(
             if run.pauses_at(step) or saved.due(step) or stop:
                 # From here on this step is known to be good: never save a bad one.
                 position.step, line = step, observer.drain()
-                finish_step(run, state, saved, observer, line, stop=stop)
+                finish_step(run, state, saved, observer, workdir, line, stop=stop)
 
 
 def finish_step(
@@ -136,11 +137,15 @@ def finish_step(
     state: TrainState,
     saved: Checkpoints,
     observer: Observer,
+    workdir: epath.Path,
     line: Scalars,
     *,
     stop: bool,
 ) -> None:
     """What is due after a step: evaluations, its line, its checkpoint, in this order.
+
+    The records of evaluations come before the line; a run that is killed in between
+    writes the same ones again.
 
     The line is durable before the checkpoint can be, so a run that resumes from it
     lacks no line. An evaluation that a signal cuts short is owed: its checkpoint holds
@@ -153,12 +158,17 @@ def finish_step(
     owed = position.pending is not None
     with observer.timer.pause():
         try:
-            results = run.evaluate(state, step)
+            evaluated = run.evaluate(state, step)
         except Preempted:
             position.pending = line
             saved.save(state)
             raise
         position.pending = None
+        results: Scalars = {}
+        for name, result in evaluated.items():
+            results |= result.scalars
+            if distributed.is_first():
+                records.write(workdir, name, str(step), result, {"step": step})
         if line or results:
             observer.logger.write(step, line | results)
         stop = (stop or run.votes.stop()) and step < run.total_steps
@@ -266,7 +276,8 @@ def observe(
 def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> None:
     """Evaluates `config.init_from` if it is set, else the workdir's own weights.
 
-    Results are printed and written to `workdir/evals/STEP_OR_NAME.json`.
+    Results are printed and written to `workdir/evals/NAME-STEP.json`, or, of weights
+    that are no run's, to `workdir/evals/NAME-FILE.json`.
 
     Raises:
       UserError: as in `train_and_evaluate`; if there is nothing to evaluate.
@@ -292,23 +303,23 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> None:
     try:
         preemption.wait(run.compile_evaluators)
         distributed.gather("")  # from here on a signal stops all at the same batch
-        results: Scalars = {}
-        for evaluator in run.evaluators:
-            results |= evaluator.run(params, run.votes.check)
+        results = {e.name: e.run(params, run.votes.check) for e in run.evaluators}
     except Preempted:
         raise Preempted("an evaluation keeps nothing: run the command again") from None
     if distributed.is_first():
         tell_results(workdir, directory, results)
 
 
-def tell_results(workdir: epath.Path, directory: epath.Path, results: Scalars) -> None:
+def tell_results(
+    workdir: epath.Path, directory: epath.Path, results: dict[str, Result]
+) -> None:
     """Prints the results of one checkpoint and writes them to `workdir/evals`."""
-    for name, value in results.items():
-        print(f"{name}: {value}")
-    path = workdir / "evals" / f"{directory.name}.json"
-    record = {"checkpoint": str(directory), **results}
-    workdirs.write_atomically(path, json.dumps(record, indent=2) + "\n")
-    print(f"written to {path}")
+    about = {"checkpoint": str(directory)}
+    for name, result in results.items():
+        for key, value in result.scalars.items():
+            print(f"{key}: {value}")
+        path = records.write(workdir, name, directory.name, result, about)
+        print(f"written to {path}")
 
 
 def announce(workdir: epath.Path, run: Run, step: int, overview: str) -> None:
