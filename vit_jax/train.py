@@ -303,23 +303,24 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> None:
     try:
         preemption.wait(run.compile_evaluators)
         distributed.gather("")  # from here on a signal stops all at the same batch
-        results = {e.name: e.run(params, run.votes.check) for e in run.evaluators}
+        for evaluator in run.evaluators:
+            result = evaluator.run(params, run.votes.check)
+            if distributed.is_first():
+                tell_result(workdir, directory, evaluator.name, result)
     except Preempted:
-        raise Preempted("an evaluation keeps nothing: run the command again") from None
-    if distributed.is_first():
-        tell_results(workdir, directory, results)
+        again = "what is not written above is lost: run the command again"
+        raise Preempted(again) from None
 
 
-def tell_results(
-    workdir: epath.Path, directory: epath.Path, results: dict[str, Result]
+def tell_result(
+    workdir: epath.Path, directory: epath.Path, name: str, result: Result
 ) -> None:
-    """Prints the results of one checkpoint and writes them to `workdir/evals`."""
+    """Prints what an evaluation found and writes it to `workdir/evals`."""
+    for key, value in result.scalars.items():
+        print(f"{key}: {value}")
     about = {"checkpoint": str(directory)}
-    for name, result in results.items():
-        for key, value in result.scalars.items():
-            print(f"{key}: {value}")
-        path = records.write(workdir, name, directory.name, result, about)
-        print(f"written to {path}")
+    path = records.write(workdir, name, directory.name, result, about)
+    print(f"written to {path}", flush=True)
 
 
 def announce(workdir: epath.Path, run: Run, step: int, overview: str) -> None:
