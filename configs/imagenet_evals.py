@@ -29,13 +29,12 @@ TEST_SETS = (
 def get_config(variant: str = "B/16") -> ConfigDict:
     """The training of configs/imagenet1k.py, evaluated on more at its end."""
     config = imagenet1k.get_config(variant)
-    config.model.representation_size = None  # as fine-tuned models are
-    for name, dataset, split in TEST_SETS:
-        config.evals[name] = {
-            "type": "classification",
-            "split": split,
-            "data": {"name": dataset},
-        }
+    evals = {
+        name: {"type": "classification", "split": split, "data": {"name": dataset}}
+        for name, dataset, split in TEST_SETS
+    }
     # Its images are cropped to 224 pixels already.
-    config.evals.c = {"type": "corruptions", "data": {"eval": {"resize": None}}}
+    evals["c"] = {"type": "corruptions", "data": {"eval": {"resize": None}}}
+    # As fine-tuned models are, without pre-training's layer below the head.
+    config.update({"model": {"representation_size": None}, "evals": evals})
     return config

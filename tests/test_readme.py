@@ -10,10 +10,19 @@ from vit_jax import config, main
 
 README = (cli.ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+
+
+def lines(block: str) -> list[str]:
+    """Whole lines, with the values of the variables that the block sets."""
+    for name, value in re.findall(r'^(\w+)="(.*?)"', block, re.DOTALL | re.MULTILINE):
+        block = block.replace(f"${name}", " ".join(value.split()))
+    return block.replace("\\\n", " ").splitlines()
+
+
 COMMANDS = [
     line
     for block in BLOCKS
-    for line in block.replace("\\\n", " ").splitlines()
+    for line in lines(block)
     if line.startswith("python -m vit_jax.main")
 ]
 

@@ -192,10 +192,10 @@ def test_a_masked_row_does_not_count(
     section = told.data(told.save(tmp_path / "it.npz", labels))
     build = builder.BatchBuilder.__call__
 
-    def masked(self: builder.BatchBuilder, step: int) -> builder.Batch:
-        batch = build(self, step)
-        batch["mask"][self.rows == 4] &= step != 2  # example 36
-        return batch
+    def masked(self: builder.BatchBuilder, step: int) -> builder.Built:
+        built = build(self, step)
+        built.batch["mask"][self.rows == 4] &= step != 2  # example 36
+        return built
 
     monkeypatch.setattr(builder.BatchBuilder, "__call__", masked)
     result = told.evaluate(section, logits, told.mesh(8, 1, 1))
