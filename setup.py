@@ -68,6 +68,7 @@ EXTRAS_REQUIRE = {
         "scikit-learn",
         "timm",
         "torch",
+        "torchvision",
         "transformers",
     ],
 }

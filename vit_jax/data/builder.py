@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 
 from vit_jax.data import sampler
+from vit_jax.data.augmentation import Draws
 from vit_jax.data.sources import Source
 from vit_jax.data.sources.arrays import ArraySource
-from vit_jax.data.transforms import Draws, EvalTransform, TrainTransform
+from vit_jax.data.transforms import EvalTransform, TrainTransform
 from vit_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -71,7 +72,13 @@ class BatchBuilder:
             records, draws = np.where(mask, numbers, 0), None
         else:
             mask = np.ones(len(numbers), bool)
-            records = sampler.record_numbers(numbers, len(self.source), seed=self.seed)
+            assert isinstance(self.transform, TrainTransform)
+            records = sampler.record_numbers(
+                numbers,
+                len(self.source),
+                seed=self.seed,
+                repeats=self.transform.repeats,
+            )
             draws = self.transform.draw(self.seed, numbers)
         if self._gathers():
             image, label = self._gather(records, draws)
