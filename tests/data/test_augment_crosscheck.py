@@ -52,20 +52,20 @@ class Script:
         self.numbers = list(numbers)
 
     def randint(self, low, *rest, **_):
-        import torch
+        torch = pytest.importorskip("torch")
 
         high = low if len(rest) == 1 else rest[0]
         return torch.tensor([int(self.numbers.pop(0) * high)])
 
     def patched(self):
-        import torch
+        torch = pytest.importorskip("torch")
 
         return mock.patch.object(torch, "randint", self.randint)
 
 
 @pytest.mark.parametrize("magnitude", [0, 5, 9, 10, 17, 30])
 def test_randaugment_is_torchvisions(magnitude):
-    from torchvision.transforms import RandAugment
+    RandAugment = pytest.importorskip("torchvision.transforms").RandAugment
 
     theirs = RandAugment(2, magnitude, 31, fill=[9, 8, 7])
     ops = list(theirs._augmentation_space(31, SIZE))
@@ -88,7 +88,9 @@ def test_randaugment_is_torchvisions(magnitude):
 
 
 def test_trivialaugment_is_torchvisions():
-    from torchvision.transforms import TrivialAugmentWide
+    TrivialAugmentWide = pytest.importorskip(
+        "torchvision.transforms"
+    ).TrivialAugmentWide
 
     theirs = TrivialAugmentWide(31, fill=[9, 8, 7])
     space = theirs._augmentation_space(31)
@@ -107,8 +109,8 @@ def test_trivialaugment_is_torchvisions():
 
 
 def test_autoaugment_is_torchvisions():
-    import torch
-    from torchvision.transforms import AutoAugment
+    torch = pytest.importorskip("torch")
+    AutoAugment = pytest.importorskip("torchvision.transforms").AutoAugment
 
     theirs = AutoAugment(fill=[9, 8, 7])
     assert len(theirs.policies) == len(policies._IMAGENET)
@@ -126,8 +128,8 @@ def test_autoaugment_is_torchvisions():
 
 
 def test_color_jitter_is_torchvisions():
-    import torch
-    from torchvision.transforms import ColorJitter
+    torch = pytest.importorskip("torch")
+    ColorJitter = pytest.importorskip("torchvision.transforms").ColorJitter
 
     jitter = (0.4, 0.3, 0.2, 0.0)
     theirs = ColorJitter(*jitter)
@@ -144,8 +146,8 @@ def test_color_jitter_is_torchvisions():
 
 @pytest.mark.parametrize("turns", [-0.3, 0.1, 0.5])
 def test_hue_is_near_torchvisions(turns):
-    import torch
-    from torchvision.transforms import functional
+    torch = pytest.importorskip("torch")
+    functional = pytest.importorskip("torchvision.transforms.functional")
 
     from vit_jax.data import augment
 
@@ -160,7 +162,7 @@ def test_hue_is_near_torchvisions(turns):
 
 def test_three_augment_is_timms():
     """timm's own "3a" policy, whose blur is Pillow's."""
-    from timm.data import auto_augment
+    auto_augment = pytest.importorskip("timm.data.auto_augment")
 
     ops = auto_augment.auto_augment_policy_3a({})
     found = sorted(op.name for (op,) in ops)
@@ -176,8 +178,8 @@ def test_three_augment_is_timms():
 
 def test_random_erasing_is_timms():
     """The same boxes from the same numbers; timm erases tensors."""
-    import torch
-    from timm.data.random_erasing import RandomErasing
+    torch = pytest.importorskip("torch")
+    RandomErasing = pytest.importorskip("timm.data.random_erasing").RandomErasing
 
     transform = TrainTransform(
         crop="none", flip=False, erasing=0.6, erasing_mode="const"
