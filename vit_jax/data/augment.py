@@ -143,7 +143,7 @@ def shift_hue(image: np.ndarray, turns: float) -> np.ndarray:
     and saturation to 8 bits, which makes a difference of up to 16.
     """
     hsv = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)
-    hsv[..., 0] = (hsv[..., 0] + 360 * turns) % 360
+    hsv[..., 0] += 360 * (turns % 1)  # HSV2RGB takes it modulo 360
     rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     return (rgb * 255 + 0.5).astype(np.uint8)
 
