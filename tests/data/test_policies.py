@@ -194,6 +194,9 @@ def test_color_jitter():
     ):
         values = [s.magnitude for row in rows for s in row if s.name == name]
         assert stats.kstest(values, stats.uniform(low, high - low).cdf).pvalue > 1e-3
+    # The order tells nothing about the factors.
+    firsts = [row[0].magnitude for row in rows if row[0].name == "brightness"]
+    assert stats.kstest(firsts, stats.uniform(0.6, 0.8).cdf).pvalue > 1e-3
     one = policies.color_jitter(draws[0], (0, 0.1, 0, 0))
     assert [step.name for step in one] == ["contrast"]
 
