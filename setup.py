@@ -26,6 +26,10 @@ INSTALL_REQUIRES = [
     "opencv-python-headless>=4.11.0.86",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12.8",
+    # Parquet files, when a dataset is prepared.
+    "pyarrow>=18.1.0",
+    # JAX needs it too; we read MATLAB's files, when ImageNet is prepared.
+    "scipy>=1.14.0",
     # clu's metric writers import it; undeclared there.
     "tensorboard>=2.20.0",
     # TFDS and clu import TensorFlow. The CPU build is a third of the size, and leaves
@@ -55,7 +59,6 @@ EXTRAS_REQUIRE = {
         "pytest-timeout>=2.4.0",
         "pytest-xdist>=3.6.1",
         "ruff>=0.15.0",
-        "scipy>=1.14.0",
     ],
     # Other people's implementations that the tests marked `crosscheck` compare with;
     # no bounds, since no test here tells which.

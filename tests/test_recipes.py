@@ -1,12 +1,17 @@
 """Every recipe is complete; the paper's numbers stand in those that quote it."""
 
+import contextlib
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from tests import cli
-from vit_jax import config
+from vit_jax import config, data
+from vit_jax.data import catalog
 from vit_jax.errors import UserError
+from vit_jax.run import Run
 
 RECIPES = sorted(p.stem for p in Path(cli.ROOT, "configs").glob("[a-z]*.py"))
 
@@ -19,6 +24,72 @@ def test_recipe_is_complete_and_says_its_command(name: str) -> None:
     assert f"--config=configs/{name}.py" in text
     assert "Needs" in text
     assert "Expected:" in text
+
+
+class Photos:
+    """A source with as many records and classes as are published; made-up pictures."""
+
+    in_memory, label_names, fingerprint = False, None, "photos"
+
+    def __init__(self, *, name: str, split: str, **keys: str | None) -> None:
+        del keys
+        # The files of MNIST's format: the recipe is for Fashion-MNIST's.
+        entry = catalog.find("fashion_mnist" if name == "idx" else name)
+        assert entry is not None, f"{name} is not in the catalog"
+        self.name, self.num_classes = name, entry.num_classes
+        self.multi_hot = entry.multi_label
+        self._count = entry.count(split, where=name)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, index: int) -> tuple[np.ndarray, int | np.ndarray]:
+        image = np.full((40, 50, 3), index % 256, np.uint8)
+        label = index % self.num_classes
+        if self.multi_hot:
+            return image, np.eye(self.num_classes, dtype=np.float32)[label]
+        return image, label
+
+    def labels(self) -> None:
+        """Unknown before every record is read."""
+
+    def describe(self, index: int) -> str:
+        return f"{self.name}, record {index}"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    # Layers are alike: one traces in a twelfth of the time.
+    "overrides",
+    [[("model.depth", "1")], pytest.param([], marks=pytest.mark.slow)],
+    ids=["one layer", "whole"],
+)
+def test_a_recipe_builds_its_data_model_and_step(
+    name: str, overrides: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the pictures is real, up to what XLA would be given."""
+    monkeypatch.setattr(data, "open_source", Photos)
+    run = Run(**config.load(f"{cli.ROOT}/configs/{name}.py", overrides).to_dict())
+    run.check_data()  # a batch of each; traces the evaluations' steps
+    assert run.evaluators
+    batches = run.dataset.train_batches(
+        batch_size=run.batch_size,
+        seed=run.seed,
+        start_step=run.total_steps - 1,
+        total_steps=run.total_steps,
+        rows=np.arange(2),
+    )
+    with contextlib.closing(batches):
+        (batch,) = batches
+    step = run.program.lower_train_step()
+    inputs, _ = step.in_avals
+    for key, value in batch.items():
+        assert inputs[1][key].shape[1:] == value.shape[1:]
+        assert inputs[1][key].dtype == value.dtype
+    state, scalars = step.out_info
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), run.abstract_state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == shapes
+    assert scalars["loss"].shape == ()
 
 
 def test_the_papers_settings() -> None:
@@ -94,3 +165,26 @@ def test_what_the_fine_tuning_recipe_refuses() -> None:
         config.load(f"{path}:b16", [])
     with pytest.raises(UserError, match="is no model"):
         config.load(f"{path}:16b,cifar10", [])
+
+
+def test_vtab_is_19_tasks_in_the_papers_setting() -> None:
+    """Appendix B.1.1 of arXiv:2010.11929; VTAB's Table 1 has 7, 4 and 8 tasks."""
+    path = f"{cli.ROOT}/configs/vtab.py"
+    recipe = config.recipe_module(path)
+    points = list(recipe.sweep())
+    assert len({point["data.name"] for point in points}) == 19
+    groups = [recipe.group(point) for point in points]
+    assert [groups.count(g) for g in recipe.TASKS] == [7, 4, 8]
+    assert {p["data.name"]: g for p, g in zip(points, groups, strict=True)} == {
+        name: entry.group for name, entry in catalog.vtab.ENTRIES.items()
+    }
+    for point in points:
+        c = config.load(f"{path}:l16", list(point.items())).to_dict()
+        assert c["data"]["name"] == point["data.name"]
+        assert c["data"]["split"] == "train800val200"
+        assert (c["total_steps"], c["batch_size"]) == (2_500, 512)
+        assert c["optim"]["learning_rate"] == 0.01
+        assert c["data"]["image_size"] == 384
+        assert catalog.vtab.TRAIN_TRANSFORM.items() <= c["data"]["train"].items()
+        assert catalog.vtab.EVAL_TRANSFORM.items() <= c["data"]["eval"].items()
+        assert c["model"]["variant"] == "L/16"

@@ -1,7 +1,8 @@
 """A bar for what takes long: how much is done, how fast, how long it will take."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import tqdm
 
@@ -29,3 +30,23 @@ def of_reading(path: os.PathLike | str) -> Callable[[int, int], None]:
             bar.close()
 
     return update
+
+
+@contextlib.contextmanager
+def of_items(total: int, what: str, unit: str) -> Iterator[Callable[[int], None]]:
+    """A function that is told how many more are done, and shows the rate and ETA."""
+    with tqdm.tqdm(desc=what, total=total, unit=f" {unit}", unit_scale=True) as bar:
+
+        def done(count: int) -> None:
+            bar.update(count)
+
+        yield done
+
+
+def size(count: int) -> str:
+    """A number of bytes, to read.
+
+    >>> size(138_200_000_000), size(512)
+    ('138GB', '512B')
+    """
+    return f"{tqdm.tqdm.format_sizeof(count)}B"

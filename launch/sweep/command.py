@@ -10,7 +10,8 @@ goes on after a stop. The points are one of
   what sweep() in PATH.py yields, such as {"optim.learning_rate": 1e-3, "seed": 0}
 
 A sample is log:LOW:HIGH, uniform:LOW:HIGH, int:LOW:HIGH or choice:A,B,...; --grid with
---random runs each sample at each point of the grid.
+--random runs each sample at each point of the grid, and --grid with --recipe each point
+of sweep().
 
   --config.KEY=VALUE   overrides a key in all trials, such as --config.total_epochs=4
 """
@@ -25,7 +26,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from launch import job
-from launch.sweep import clusters, picture, places, points, table, trials
+from launch.sweep import clusters, groups, picture, places, points, table, trials
 from launch.sweep.progress import Progress
 from launch.sweep.runner import Listed, Runner, Source
 from launch.sweep.study import Study
@@ -80,6 +81,7 @@ def parse(argv: Sequence[str]) -> tuple[job.Job, argparse.Namespace]:
     add("--grid", action="append", default=[], metavar="KEY=A,B", help="values to try")
     add("--random", type=int, metavar="N", help="N points at random")
     add("--optuna", type=int, metavar="N", help="N points that Optuna proposes")
+    add("--recipe", action="store_true", help="what sweep() yields, with --grid too")
     add("--sample", action="append", default=[], metavar="KEY=KIND:...")
     add("--random_seed", type=int, default=0, help="of --random and --optuna (0)")
     add("--metric", help="to compare by, such as test/accuracy or test/loss")
@@ -107,6 +109,8 @@ def parse(argv: Sequence[str]) -> tuple[job.Job, argparse.Namespace]:
 
 def check_points(flags: argparse.Namespace) -> None:
     """Refuses flags for the points of a sweep that do not go together."""
+    if flags.recipe and (flags.random or flags.optuna):
+        raise UserError("--recipe says the points: give no --random or --optuna")
     if flags.optuna and (flags.random or flags.grid):
         raise UserError("--optuna chooses the points: give no --random or --grid")
     if bool(flags.sample) != bool(flags.random or flags.optuna):
@@ -146,6 +150,11 @@ def find_points(base: job.Job, flags: argparse.Namespace) -> list[points.Point]:
     space = points.distributions(flags.sample)
     if flags.optuna:
         return [{key: distribution.at(0.5) for key, distribution in space.items()}]
+    if flags.recipe:
+        found = points.of_recipe(base.config)
+        if not found:
+            raise UserError(f"--recipe: {base.config} defines no sweep()")
+        return points.product(found, points.grid(flags.grid))
     if flags.random:
         sampled = points.random(space, flags.random, flags.random_seed)
         return points.product(sampled, points.grid(flags.grid))
@@ -246,6 +255,11 @@ def write_tables(found: Sequence[Trial], base: job.Job, metric: str) -> list[Row
     files = {"sweep.csv": table.as_csv(rows, metric), "sweep.md": text}
     if found_settings := table.ranked_settings(rows, metric):
         files["sweep_settings.csv"] = table.settings_csv(found_settings, metric)
+    if rows and (group_of := groups.of_recipe(base.config)):
+        found_groups = groups.grouped(rows, group_of)
+        text = f"{text}\n{groups.as_markdown(found_groups, metric)}"
+        files["sweep.md"] = text
+        files["sweep_groups.csv"] = groups.as_csv(found_groups, metric)
     for name, content in files.items():
         workdirs.write_atomically(epath.Path(directory / name), content)
     if picture.is_possible():

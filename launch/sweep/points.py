@@ -186,5 +186,5 @@ def product(left: Sequence[Point], right: Sequence[Point]) -> list[Point]:
       UserError: if both set a key.
     """
     if both := {key for point in left for key in point} & {k for p in right for k in p}:
-        raise UserError(f"config.{min(both)} is both in --grid and in --sample")
+        raise UserError(f"config.{min(both)} has values from two flags: leave out one")
     return [{**a, **b} for a in left for b in right]

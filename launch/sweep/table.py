@@ -101,12 +101,12 @@ def _number(value: float) -> str:
 
 def as_csv(rows: Sequence[Row], metric: str) -> str:
     """The text of sweep.csv; `rows` are ranked."""
-    return _csv(records(rows, metric))
+    return to_csv(records(rows, metric))
 
 
 def settings_csv(found: Sequence[Setting], metric: str) -> str:
     """The text of sweep_settings.csv."""
-    return _csv(
+    return to_csv(
         [
             {
                 **{key: shown(value) for key, value in s.parameters.items()},
@@ -121,7 +121,8 @@ def settings_csv(found: Sequence[Setting], metric: str) -> str:
     )
 
 
-def _csv(lines: Sequence[dict[str, str]]) -> str:
+def to_csv(lines: Sequence[dict[str, str]]) -> str:
+    """Rows that all have the keys of the first as text."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
@@ -137,8 +138,8 @@ def as_markdown(rows: Sequence[Row], metric: str, title: str) -> str:
     body = [
         [
             *(_parameter(row.trial, key) for key in keys),
-            _short(row.status.last),
-            _short(row.status.best),
+            short(row.status.last),
+            short(row.status.best),
             _steps(row.status),
             f"{row.status.seconds:,.0f}",
             row.status.state,
@@ -148,7 +149,7 @@ def as_markdown(rows: Sequence[Row], metric: str, title: str) -> str:
     parts = [
         f"# {title}",
         f"{finished} of {len(rows)} trials finished, best first by {metric}.",
-        _markdown(head, body),
+        as_table(head, body),
     ]
     if found := ranked_settings(rows, metric):
         parts += ["Over the seeds of a setting:", _settings_markdown(found, metric)]
@@ -167,16 +168,17 @@ def _settings_markdown(found: Sequence[Setting], metric: str) -> str:
     body = [
         [
             *(shown(s.parameters[key]) if key in s.parameters else "" for key in keys),
-            *map(_short, (s.mean, s.spread, min(s.values), max(s.values))),
+            *map(short, (s.mean, s.spread, min(s.values), max(s.values))),
             str(len(s.values)),
         ]
         for s in found
     ]
     head = [*keys, f"mean {metric}", "standard deviation", "min", "max", "seeds"]
-    return _markdown(head, body)
+    return as_table(head, body)
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """Four digits; nothing for what is not a number."""
     return "" if math.isnan(value) else f"{value:.4g}"
 
 
@@ -186,7 +188,7 @@ def _steps(status: Status) -> str:
     return f"{status.steps:,} of {status.total_steps:,}"
 
 
-def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def as_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A table whose columns are aligned in the text too, numbers to the right."""
     cells = [[c.replace("|", "\\|") for c in row] for row in (head, *body)]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -251,6 +252,16 @@ def test_repeats_follow_the_same_order_and_are_close_but_no_neighbours():
         assert np.diff(places).tolist() == [8, 8]
     one = sampler.record_numbers(np.arange(5000), size, seed=1, repeats=1)
     np.testing.assert_array_equal(one[:1000], once)
+
+
+def test_a_mixture_repeats_too():
+    numbers, sizes = np.arange(1200), [30, 70]
+    shares = [Fraction(1, 4), Fraction(3, 4)]
+    once = sampler.mixture_record_numbers(numbers[:400], sizes, shares, seed=1)
+    thrice = sampler.mixture_record_numbers(numbers, sizes, shares, seed=1, repeats=3)
+    groups = thrice.reshape(-1, 3, 8)
+    np.testing.assert_array_equal(groups, np.repeat(groups[:, :1], 3, axis=1))
+    np.testing.assert_array_equal(groups[:, 0].ravel(), once)
 
 
 def test_repeats_differ_in_their_augmentation():

@@ -264,4 +264,4 @@ def test_streams_are_independent():
     drawn = np.stack([sampler.uniforms(7, s, numbers, 1)[:, 0] for s in streams])
     correlations = np.corrcoef(drawn) - np.eye(len(streams))
     assert np.abs(correlations).max() < 4.5 / math.sqrt(N)
-    assert sorted(streams) == list(range(len(streams)))
+    assert len(streams) == len(Stream.__members__)  # no two are the same number

@@ -224,6 +224,35 @@ def test_random_and_the_recipes_own_points(tmp_path: Path, sweep: Path) -> None:
     )
 
 
+def test_the_recipes_groups_have_means(tmp_path: Path, sweep: Path) -> None:
+    """sweep() with a grid; a group has a mean once all of it have finished."""
+    sweeps.run(tmp_path, "--recipe", "--grid=config.seed=1")
+    whole = ("--recipe", "--grid=config.seed=0,1", "--parallel=2")
+    output = sweeps.run(tmp_path, *whole, "--table")
+    assert "2 of 4" in output
+    assert sweeps.read_csv(sweep / "sweep_groups.csv")[1] == {
+        "group": "wide",
+        "mean test/accuracy": "",
+        "finished": "1",
+        "trials": "2",
+    }
+    output = sweeps.run(tmp_path, *whole)
+    assert (sweep / "sweep.md").read_text() in output
+    finals = {
+        row["trial"]: float(row["test/accuracy"])
+        for row in sweeps.read_csv(sweep / "sweep.csv")
+    }
+    assert len(finals) == 4
+    wide = [value for name, value in finals.items() if "width=32" in name]
+    means = [
+        (row["group"], float(row["mean test/accuracy"]))
+        for row in sweeps.read_csv(sweep / "sweep_groups.csv")
+    ]
+    assert [name for name, _ in means] == ["narrow", "wide", "all"]
+    assert means[1][1] == pytest.approx(statistics.fmean(wide), rel=1e-12)
+    assert means[2][1] == pytest.approx(statistics.fmean(finals.values()), rel=1e-12)
+
+
 def test_optuna_goes_on(tmp_path: Path, sweep: Path) -> None:
     """Killed in the middle, it ends with as many trials, and knows how they ended."""
     optuna = pytest.importorskip("optuna")

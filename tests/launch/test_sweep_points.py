@@ -63,7 +63,7 @@ def test_each_sample_is_run_at_each_point_of_the_grid() -> None:
     assert [tuple(p.values()) for p in found] == [
         ("1", "0"), ("1", "1"), ("2", "0"), ("2", "1")
     ]  # fmt: skip
-    with pytest.raises(UserError, match="both in --grid and in --sample"):
+    with pytest.raises(UserError, match="has values from two flags"):
         points.product([{"seed": "1"}], points.grid(["config.seed=0,1"]))
 
 

@@ -187,6 +187,20 @@ def test_loops_of_a_schedule() -> None:
     assert list(loop.all_calls()) == ["fusion.7"]
 
 
+def test_a_loop_that_does_not_count_by_ones() -> None:
+    """Zeros are sent in pieces of 4,096 until 16,384 are: four times. Not by -1."""
+    lines = [
+        "  0x0 LB: > { %s5_s9 = sadd.s32 4294967295, %s4_s9;; %s1 = sadd.s32 9, %x }",
+        "  0x1   : > { %s2_s9 = sadd.s32 4096, %s7_s9 /* copy for cssa */ }",
+        "  0x2   : > { %p = scmp.ge.s32 %s2_s9, 16384 /* loop exit test */ }",
+        "  0x3 LB: > { %s5_s9 = sadd.s32 4294967295, %s5_s9 }",
+        "  0x4   : > { %p = scmp.ge.s32.totalorder %s5_s9, 7 /* loop exit test */ }",
+        "  0x5 LB: > { %s2_s9 = sadd.s32 4, %s2_s9 }",
+        "  0x6   : > { %p = scmp.ge.s32.totalorder %s2_s9, 9 /* loop exit test */ }",
+    ]
+    assert schedule.parse(lines).cycles(lambda _: 1) == 4 * 3 + 7 * 2 + 3 * 2
+
+
 # --- memory
 
 ASSIGNMENT = """\

@@ -217,6 +217,35 @@ def test_the_embedded_dataset_is_as_the_table_says() -> None:
     assert (shape.mean, shape.std) == (dataset.mean, dataset.std)
 
 
+@pytest.mark.parametrize(
+    "section, examples, classes",
+    [
+        ({"name": "vtab/svhn", "split": "train800val200"}, 1000, 10),
+        ({"name": "vtab/eurosat", "split": "test[:10%]"}, 540, 10),
+        ({"name": "imagenet_v2/topimages", "split": "test"}, 10_000, 1000),
+        ({"name": "jft", "split": "train"}, None, None),
+        (
+            {
+                "name": "mixture",
+                "split": "train",
+                "mixture": {
+                    "a": {"name": "cifar10", "split": None},
+                    "b": {"name": "mnist", "split": "test"},
+                },
+            },
+            60_000,
+            10,
+        ),
+    ],
+)
+def test_shapes_by_the_catalog(
+    section: dict[str, Any], examples: int | None, classes: int | None
+) -> None:
+    plain = config.load("configs/quickstart.py", []).to_dict()["data"]
+    shape = data_shapes.of_config({**plain, **section})
+    assert (shape.num_examples, shape.num_classes) == (examples, classes)
+
+
 # --- what the compiler is told, and the command line
 
 

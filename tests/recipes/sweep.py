@@ -38,3 +38,8 @@ def sweep() -> Iterator[dict[str, Any]]:
     """Wider models learn more slowly."""
     for width in (16, 32):
         yield {"model.width": width, "optim.learning_rate": 0.048 / width}
+
+
+def group(parameters: dict[str, Any]) -> str:
+    """Narrow and wide models."""
+    return "wide" if parameters["model.width"] > 16 else "narrow"

@@ -14,6 +14,7 @@ from vit_jax.data import sampler
 from vit_jax.data.augmentation import Draws
 from vit_jax.data.sources import Source
 from vit_jax.data.sources.arrays import ArraySource
+from vit_jax.data.sources.mixture import MixtureSource
 from vit_jax.data.transforms import EvalTransform, TrainTransform
 from vit_jax.errors import UserError
 
@@ -58,7 +59,7 @@ class BatchBuilder:
         """In a worker process: threads do not travel, they are made anew."""
         self.__dict__.update(state)
         self.__post_init__()
-        _end_with_parent()
+        end_with_parent()
 
     def close(self) -> None:
         """Drops what the threads have not begun."""
@@ -73,12 +74,8 @@ class BatchBuilder:
         else:
             mask = np.ones(len(numbers), bool)
             assert isinstance(self.transform, TrainTransform)
-            records = sampler.record_numbers(
-                numbers,
-                len(self.source),
-                seed=self.seed,
-                repeats=self.transform.repeats,
-            )
+            repeats = self.transform.repeats
+            records = _record_numbers(self.source, numbers, self.seed, repeats)
             draws = self.transform.draw(self.seed, numbers)
         if self._gathers():
             image, label = self._gather(records, draws)
@@ -132,7 +129,18 @@ class BatchBuilder:
         return image, label
 
 
-def _end_with_parent() -> None:
+def _record_numbers(
+    source: Source, numbers: np.ndarray, seed: int, repeats: int
+) -> np.ndarray:
+    """The record of each global example number."""
+    if isinstance(source, MixtureSource):
+        return sampler.mixture_record_numbers(
+            numbers, source.sizes, source.shares, seed=seed, repeats=repeats
+        )
+    return sampler.record_numbers(numbers, len(source), seed=seed, repeats=repeats)
+
+
+def end_with_parent() -> None:
     """In a worker process: ends it with the one that it works for.
 
     A process that is killed cannot end its workers; they would wait for it for ever.

@@ -38,7 +38,7 @@ PROGRAM_KEYS = (
     "mesh",
 )
 # Raised when what is read from a compilation changes its meaning.
-_FORMAT = "4"
+_FORMAT = "5"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

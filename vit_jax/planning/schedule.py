@@ -16,7 +16,8 @@ DUMP = "*final_bundles.txt"
 _FILE = re.compile(r"\d+-(.+)-\d+-final_bundles\.txt")
 # Address, what begins here (LB: the body of a loop), and a > for each loop around it.
 _BUNDLE = re.compile(r"\s*(?:0x)?[0-9a-f]+\s+(LB|[A-Z]{2})?\s*:\s*((?:> ?)*)\{")
-_EXIT = re.compile(r"%s\d+\w*, (\d+) /\* loop exit test \*/")
+_EXIT = re.compile(r"(%s\d+\w*), (\d+) /\* loop exit test \*/")
+_STEP = re.compile(r"(%s\d+\w*) = sadd\.s32 (\d+), ")
 _CALL = re.compile(r"inlined_call [^/]*/\* %([\w.\-]+) = ")
 
 
@@ -28,6 +29,7 @@ class Loop:
     trips: int | None = None
     calls: list[str] = dataclasses.field(default_factory=list)
     inner: list["Loop"] = dataclasses.field(default_factory=list)
+    steps: dict[str, int] = dataclasses.field(default_factory=dict)  # of counters
 
     def cycles(self, trips_of: Callable[["Loop"], int]) -> int:
         """Bundles times iterations; `trips_of` says those of a loop without a count."""
@@ -43,9 +45,9 @@ class Loop:
 def parse(lines: Iterable[str]) -> Loop:
     """Reads one dump.
 
-    >>> loop = parse(["   0   :  { %a }", " 0x1 LB: > { %b }",
-    ...     " 0x2   : > { %p = scmp.ge %s3_s1, 5 /* loop exit test */ }"])
-    >>> loop.cycles(lambda loop: 1)
+    >>> loop = parse(["   0   :  { %a }", " 0x1 LB: > { %s3_s1 = sadd.s32 2, %s4_s1 }",
+    ...     " 0x2   : > { %p = scmp.ge %s3_s1, 9 /* loop exit test */ }"])
+    >>> loop.cycles(lambda loop: 1)  # 0, 2, 4, 6, 8
     11
     """
     stack = [Loop(trips=1)]
@@ -64,8 +66,14 @@ def parse(lines: Iterable[str]) -> Loop:
             stack[-1].inner.append(Loop())
             stack.append(stack[-1].inner[-1])
         stack[-1].bundles += 1
+        if depth and "sadd" in line:
+            found = ((name, int(by)) for name, by in _STEP.findall(line))
+            stack[-1].steps |= {name: by for name, by in found if by < 1 << 31}
         if "loop exit test" in line and (end := _EXIT.search(line)):
-            stack[-1].trips = int(end[1])
+            # Counters start at 0; most, but not all, count by ones.
+            steps = stack[-1].steps
+            by = steps[end[1]] if end[1] in steps else 1
+            stack[-1].trips = -(-int(end[2]) // by)
         if "inlined_call" in line and (call := _CALL.search(line)):
             stack[-1].calls.append(call[1])
     return stack[0]

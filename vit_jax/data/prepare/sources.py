@@ -1,0 +1,287 @@
+"""Finds the images of a source: folders and tar files; `tables` has CSV and Parquet.
+
+What can be read at any place is left where it is. What cannot, a compressed tar file
+or Parquet, is unpacked once into the folder `Options.spill`.
+"""
+
+import bz2
+import dataclasses
+import glob
+import gzip
+import lzma
+import os
+import re
+import shutil
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from typing import Any, NamedTuple
+
+from vit_jax.data.prepare import labels, tables
+from vit_jax.data.prepare.items import Items, Labels, in_container, is_image
+from vit_jax.errors import UserError
+
+_COMPRESSED: dict[str, Callable[..., Any]] = {
+    ".tar.gz": gzip.open,
+    ".tgz": gzip.open,
+    ".tar.bz2": bz2.open,
+    ".tar.xz": lzma.open,
+}
+_TAR = (".tar", *_COMPRESSED)
+_SOURCE = re.compile(r"((?P<split>[A-Za-z][\w-]*)=)?(?P<path>.+)")
+
+
+class Part(NamedTuple):
+    """Images of one split."""
+
+    split: str
+    items: Items
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finder:
+    """Lists the images of sources.
+
+    Attributes:
+        spill: folder for what has to be unpacked first.
+        pool: runs what takes long, a file at a time.
+        columns: of tables.
+        labels: of images that lie in no class folder: a file, see `labels.read`.
+        left_out: counts, by their extension, the files that are no images.
+        labelled: where `labels` were given to images.
+    """
+
+    spill: str
+    pool: Executor
+    columns: tables.Columns
+    labels: str | None
+    left_out: Counter[str] = dataclasses.field(default_factory=Counter)
+    labelled: list[str] = dataclasses.field(default_factory=list)
+
+    def find(self, source: str) -> list[Part]:
+        """The images of [SPLIT=]PATH, where PATH may be a pattern with `*`.
+
+        Raises:
+            UserError: nothing there, or in no layout that is known.
+        """
+        match = _SOURCE.fullmatch(source)
+        if match is None:
+            raise UserError(f'source "{source}": expected PATH or SPLIT=PATH.')
+        pattern = os.path.expanduser(match["path"])
+        paths = sorted(glob.glob(pattern)) if "*" in pattern else [pattern]
+        if not paths or not all(map(os.path.exists, paths)):
+            raise UserError(f'source "{source}": there is no {pattern}.')
+        parts = [p for path in paths for p in self._find(path, match["split"])]
+        if not parts:
+            raise UserError(
+                f'source "{source}" has no images; expected folders SPLIT/CLASS/IMAGE, '
+                "or with SPLIT=PATH: CLASS/IMAGE, tar files, a CSV or Parquet files."
+            )
+        return parts
+
+    def _find(self, path: str, split: str | None) -> list[Part]:
+        if os.path.isdir(path):
+            return self._folder(path, split)
+        if path.endswith(_TAR):
+            return self._tar(path, split)
+        if path.endswith(".csv"):
+            return [Part(*p) for p in tables.read_csv(path, split, self.columns)]
+        if path.endswith(".parquet"):
+            return self._parquet([path], split)
+        raise UserError(
+            f"{path}: expected a folder, {', '.join(_TAR)}, .csv or .parquet."
+        )
+
+    def _folder(self, path: str, split: str | None) -> list[Part]:
+        files, folders = _listed(path)
+        if found := sorted(
+            glob.glob(f"{glob.escape(path)}/**/*.parquet", recursive=True)
+        ):
+            return self._parquet(found, split)
+        if tars := [f for f in files if f.endswith(_TAR)]:
+            return [
+                Part(_given(split, path), items)
+                for items in self._class_tars([os.path.join(path, f) for f in tars])
+            ]
+        if any(map(is_image, files)):
+            items = self._files(path, "", None)
+            return [Part(_given(split, path), self._flat(items))]
+        if split is not None:
+            classes = [self._files(path, f, f) for f in folders]
+            return [Part(split, items) for items in classes]
+        parts = []
+        for name in folders:
+            inner = os.path.join(path, name)
+            files, classes = _listed(inner)
+            if any(map(is_image, files)):
+                raise UserError(
+                    f"{path} has class folders, such as {name}, but no split folders; "
+                    f"say which split it is: train={path}."
+                )
+            parts += [Part(name, self._files(inner, c, c)) for c in classes]
+        return parts
+
+    def _files(self, root: str, folder: str, label: str | None) -> Items:
+        """The image files of one folder."""
+        names, sizes, times = [], [], []
+        with os.scandir(os.path.join(root, folder)) as entries:
+            for entry in sorted(entries, key=lambda e: e.name):
+                if self._counts(entry.name) and entry.is_file():
+                    names.append(os.path.join(folder, entry.name))
+                    sizes.append(entry.stat().st_size)
+                    times.append(entry.stat().st_mtime_ns)
+        if not names:
+            raise UserError(
+                f"{os.path.join(root, folder)} has no images; add some, or remove it."
+            )
+        of = Labels.of_class(label or "", len(names))
+        return in_container(root, names, sizes, of, times=times)
+
+    def _counts(self, name: str) -> bool:
+        if not (good := is_image(name)):
+            self.left_out[os.path.splitext(name)[1].lower() or name] += 1
+        return good
+
+    def _tar(self, path: str, split: str | None) -> list[Part]:
+        """A tar of class tars, of folders [SPLIT/]CLASS/, or of images alone."""
+        path = self._plain(path)
+        first = next(_members(path), None)
+        if first is None:
+            raise UserError(f"{path} is empty.")
+        if first[0].endswith(".tar"):
+            inner = [(path, *member) for member in _members(path)]
+            return [Part(_given(split, path), i) for i in self._each(_inner_tar, inner)]
+        groups: dict[tuple[str, ...], list[tuple[str, int, int]]] = {}
+        for name, offset, size in _members(path):
+            if self._counts(name):
+                folders = tuple(name.split("/")[:-1])
+                groups.setdefault(folders, []).append((name, offset, size))
+        # Of SPLIT/CLASS/IMAGE only SPLIT, if one is given.
+        chosen = {f: m for f, m in groups.items() if f[-2:-1] == (split,)} or groups
+        return [self._group(path, split, *group) for group in sorted(chosen.items())]
+
+    def _group(
+        self,
+        path: str,
+        split: str | None,
+        folders: Sequence[str],
+        members: list[tuple[str, int, int]],
+    ) -> Part:
+        """The images of one folder of a tar file."""
+        names, offsets, sizes = zip(*sorted(members), strict=True)
+        if not folders:
+            of = Labels.of_class("", len(names))
+            items = in_container(path, names, sizes, of, offsets=offsets)
+            return Part(_given(split, path), self._flat(items))
+        if split is None and len(folders) > 1:
+            split = folders[-2]
+        names = ["/".join((folders[-1], n.rpartition("/")[2])) for n in names]
+        of = Labels.of_class(folders[-1], len(names))
+        items = in_container(path, names, sizes, of, offsets=offsets)
+        return Part(_given(split, path), items)
+
+    def _class_tars(self, paths: list[str]) -> Iterable[Items]:
+        plain = [self._plain(path) for path in paths]
+        members = [(p, os.path.basename(p), 0, os.path.getsize(p)) for p in plain]
+        return self._each(_inner_tar, members)
+
+    def _plain(self, path: str) -> str:
+        """The tar file itself, or where a compressed one has been unpacked to."""
+        for ending, opener in _COMPRESSED.items():
+            if path.endswith(ending):
+                name = os.path.basename(path).removesuffix(ending) + ".tar"
+                place = os.path.join(tables.spill_folder(self.spill, path), name)
+                if not os.path.exists(place):
+                    _unpack(opener, path, place)
+                return place
+        return path
+
+    def _parquet(self, paths: list[str], split: str | None) -> list[Part]:
+        jobs = [(path, self.spill, self.columns) for path in paths]
+        found = self._each(tables.unpack_parquet, jobs)
+        names = [split or tables.split_of(path) for path in paths]
+        return [Part(n, i) for n, i in zip(names, found, strict=True)]
+
+    def _flat(self, items: Items) -> Items:
+        """Images in no class folder, with the labels of the file for them."""
+        if self.labels is None:
+            raise UserError(
+                f"{items.containers[0]} holds images that are in no class folder, such "
+                f"as {items.name(0)}; give their labels with --labels=FILE."
+            )
+        self.labelled.append(items.containers[0])
+        return labels.apply(items, self.labels)
+
+    def _each(
+        self, function: Callable[..., Items], jobs: list[tuple[Any, ...]]
+    ) -> Iterator[Items]:
+        return self.pool.map(_call, [function] * len(jobs), jobs)
+
+
+def _call(function: Callable[..., Items], arguments: tuple[Any, ...]) -> Items:
+    return function(*arguments)
+
+
+def _given(split: str | None, path: str) -> str:
+    if split is None:
+        raise UserError(f"say which split {path} is: SPLIT={path}, such as train=...")
+    return split
+
+
+def _listed(path: str) -> tuple[list[str], list[str]]:
+    """The names of files and of folders, sorted, without hidden ones."""
+    with os.scandir(path) as entries:
+        found = sorted((e.name, e.is_dir()) for e in entries if e.name[0] != ".")
+    return [n for n, folder in found if not folder], [
+        n for n, folder in found if folder
+    ]
+
+
+def _inner_tar(path: str, name: str, offset: int, size: int) -> Items:
+    """The images of a class tar CLASS.tar, which may lie inside of another."""
+    label = os.path.basename(name).removesuffix(".tar")
+    found = [m for m in _members(path, offset, offset + size) if is_image(m[0])]
+    if not found:
+        raise UserError(f"{name} of {path} has no images.")
+    names, offsets, sizes = zip(*sorted(found), strict=True)
+    names = [f"{label}/{n.rpartition('/')[2]}" for n in names]
+    of = Labels.of_class(label, len(names))
+    return in_container(path, names, sizes, of, offsets=offsets)
+
+
+def _members(
+    path: str, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[str, int, int]]:
+    """(name, offset in the file, size) of the files in a tar that begins at `start`."""
+    stop = os.path.getsize(path) if stop is None else stop
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
+            while (member := tar.next()) is not None:
+                vars(tar)["members"] = []  # else it keeps them all: ~1 kB each
+                if member.offset_data + member.size > stop:
+                    raise tarfile.ReadError("unexpected end of data")
+                if member.isreg():
+                    yield (
+                        member.name.removeprefix("./"),
+                        member.offset_data,
+                        member.size,
+                    )
+            # It takes half a header, or none, for the end.
+            file.seek(tar.offset)
+            if tar.offset >= stop or any(file.read(tarfile.BLOCKSIZE)):
+                raise tarfile.ReadError("it ends without the mark of an end")
+    except (tarfile.TarError, OSError) as e:
+        raise UserError(f"{path} cannot be read as a tar file: {e}.") from e
+
+
+def _unpack(opener: Callable[..., Any], path: str, place: str) -> None:
+    os.makedirs(os.path.dirname(place), exist_ok=True)
+    try:
+        with opener(path) as source, open(f"{place}.tmp", "wb") as target:
+            shutil.copyfileobj(source, target, 2**24)
+    except (OSError, EOFError, lzma.LZMAError) as e:
+        raise UserError(f"{path} cannot be unpacked to {place}: {e}.") from e
+    os.replace(f"{place}.tmp", place)
