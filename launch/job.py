@@ -83,9 +83,9 @@ def parse(
 ) -> tuple[Job, argparse.Namespace]:
     """Reads the command line of a launcher, without its program name.
 
-    Adds --config, --workdir, --evaluate_only and --dry_run to what `parser` knows. A
-    flag that has to be given is best left optional there and checked afterwards, so
-    that a misspelling of it is named as such.
+    Adds --config, --workdir, --evaluate_only, --evals and --dry_run to what `parser`
+    knows. A flag that has to be given is best left optional there and checked
+    afterwards, so that a misspelling of it is named as such.
 
     Raises:
       UserError: for a flag or a `--config.` key that does not exist or has a wrong
@@ -94,6 +94,7 @@ def parse(
     parser.add_argument("--config", help="recipe: PATH.py or PATH.py:ARG")
     parser.add_argument("--workdir", help="directory of the run")
     parser.add_argument("--evaluate_only", action="store_true", help="do not train")
+    parser.add_argument("--evals", help="with it: NAME,... of config.evals, not all")
     parser.add_argument("--dry_run", action="store_true", help="print, start nothing")
     overrides = [a for a in argv if a.startswith("--config.")]
     flags, rest = parser.parse_known_args([a for a in argv if a not in overrides])
@@ -105,9 +106,12 @@ def parse(
         raise errors.UserError(
             "--config and --workdir are both needed; --help says more"
         )
+    if flags.evals and not flags.evaluate_only:
+        raise errors.UserError("--evals goes with --evaluate_only: training does all")
     pairs = [a.removeprefix("--config.").partition("=") for a in overrides]
     configs.load(flags.config, [(key, text) for key, _, text in pairs])
     arguments = [*overrides, *(["--evaluate_only"] if flags.evaluate_only else [])]
+    arguments += [f"--evals={flags.evals}"] if flags.evals else []
     return Job(flags.config, flags.workdir, tuple(arguments)), flags
 
 

@@ -4,6 +4,7 @@ Every process is the real command line; they meet on this machine, each with dev
 its own, so that every collective crosses a process boundary.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -78,10 +79,15 @@ def of_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_four_processes_are_one_run(of_one: Path, of_four: Path) -> None:
     assert_same_curves(of_four, of_one, rtol=1e-5)
+    last = [w / "evals" / f"test-{STEPS}.json" for w in (of_one, of_four)]
+    one, four = (json.loads(path.read_text()) for path in last)
+    for name in ("confusion", "per_class", "fingerprint", "data"):
+        assert one[name] == four[name], name
     names = {path.name for path in of_four.iterdir()} - {".lock"}
     assert names == {
         "checkpoints",
         "config.json",
+        "evals",
         "labels.json",
         "metrics.jsonl",
         "parameters.txt",
@@ -273,3 +279,41 @@ def test_rows_that_are_not_contiguous() -> None:
         for i in range(2)
     ]
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_the_same_on_any_number_of_processes(
+    tmp_path: Path, of_one: Path
+) -> None:
+    """Of 203 examples in batches of 16; counts are equal, floats to 1e-6."""
+    records = []
+    for count in (1, 2, 4):
+        workdir = tmp_path / str(count)
+        outputs = cli.run_many(
+            count,
+            *ARGS,
+            *layout((2, 2, 1)),
+            "--config.evals.test.split=test[-203:]",
+            "--config.evals.test.batch_size=16",
+            f"--config.init_from={of_one}/checkpoints/{STEPS}",
+            f"--workdir={workdir}",
+            "--evaluate_only",
+            "--evals=test",
+            devices=4 // count,
+        )
+        assert "test/accuracy" in outputs[0]
+        assert not any("test/accuracy" in output for output in outputs[1:])
+        path = workdir / "evals" / f"test-{STEPS}.json"
+        records.append(json.loads(path.read_text()))
+        assert path.with_name(f"test-{STEPS}-confusion.png").exists()
+    one = records[0]
+    assert one["results"]["test/examples"] == 203 == np.sum(one["confusion"])
+    for record in records[1:]:
+        for name in ("confusion", "per_class", "fingerprint", "left_out"):
+            assert record[name] == one[name], name
+        assert record["calibration"]["examples"] == one["calibration"]["examples"]
+        found, expected = record["results"], one["results"]
+        for name in ("test/accuracy", "test/top5_accuracy", "test/examples"):
+            assert found[name] == expected[name], name
+        for name in ("test/loss", "test/calibration_error"):
+            assert abs(found[name] - expected[name]) < 1e-6, name

@@ -39,6 +39,7 @@ LAYERS: tuple[set[str], ...] = (
     },
     {"distributed", "votes"},
     {
+        "bad_examples",
         "checkpoints",
         "data",
         "distillation",
@@ -47,7 +48,8 @@ LAYERS: tuple[set[str], ...] = (
         "steps",
         "workdirs",
     },
-    {"evaluators", "loading", "observer", "program"},
+    {"loading", "observer", "program"},
+    {"evaluators"},
     {"run"},
     {"config", "export", "planning", "train", "verify", "visualize"},
     {"convert", "data.check", "main", "plan", "predict"},
@@ -57,6 +59,7 @@ LAYER_OF = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 
 # (who, whom): neighbours of one layer of which one is built on the other.
 NEIGHBOURS = {
+    ("bad_examples", "data"),
     ("optim", "schedules"),
     ("steps", "state"),
     ("steps", "distillation"),

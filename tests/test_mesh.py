@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import cli
-from vit_jax import config, sharding
+from vit_jax import config, evaluators, sharding
 from vit_jax.run import Run
 from vit_jax.state import init_state
 
@@ -179,5 +179,7 @@ def test_an_evaluation_that_does_not_fit_is_refused_before_compiling() -> None:
 def test_an_evaluation_has_data_of_its_own() -> None:
     overrides = [("evals.test.data.eval.resize", "32")]
     run = Run(**config.load(cli.EVERYTHING, overrides).to_dict())
-    assert run.evaluators[0].dataset.eval.resize == 32
+    (evaluator,) = run.evaluators
+    assert isinstance(evaluator, evaluators.Classification)
+    assert evaluator.examples.dataset.eval.resize == 32
     assert run.dataset.eval.resize is None

@@ -95,10 +95,19 @@ def assert_same_run(workdir: Path, whole: Path, on_signal: set[int]) -> None:
     cli.assert_same_bits(
         cli.saved_arrays(workdir, STEPS), cli.saved_arrays(whole, STEPS)
     )
+    assert records(workdir) == records(whole)
     best, *newest = cli.saved_steps(whole)
     assert len(newest) == 2  # config.checkpoint.keep
     newest = sorted({*newest, *on_signal})[-2:]
     assert cli.saved_steps(workdir) == sorted({best, *newest})
+
+
+def records(workdir: Path) -> dict[str, bytes]:
+    """What evaluations have left, pictures too."""
+    paths = [p for p in (workdir / "evals").iterdir() if p.suffix in (".json", ".png")]
+    found = {path.name: path.read_bytes() for path in paths}
+    assert len(found) == 2 * STEPS // 10
+    return found
 
 
 def test_a_signal_during_compilation(tmp_path: Path) -> None:

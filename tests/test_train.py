@@ -102,9 +102,62 @@ def test_evaluate_only(finished: Path, tmp_path: Path) -> None:
         f"--config.init_from={os.path.relpath(finished, cli.ROOT)}/checkpoints/40",
     )
     assert f"test/accuracy: {results[40]}" in other
-    record = json.loads((tmp_path / "evals" / "40.json").read_text())
-    assert record["test/accuracy"] == results[40]
+    record = json.loads((tmp_path / "evals" / "test-40.json").read_text())
+    assert record["results"]["test/accuracy"] == results[40]
+    trained = json.loads((finished / "evals" / "test-40.json").read_text())
+    assert trained["results"]["test/accuracy"] == results[40]
+    assert trained["fingerprint"] == record["fingerprint"]
+    assert trained["data"]["split"] == "test[:10%]"
     cli.run(*ARGS, f"--workdir={tmp_path}/empty", "--evaluate_only", expect=2)
+
+
+SEVERAL = """
+
+def get_config(one=get_config):
+    config = one()
+    config.evals["half"] = {
+        "split": "test[:50%]", "batch_size": 32, "classes": tuple(range(10))
+    }
+    config.evals["c"] = {
+        "type": "corruptions",
+        "split": "test[{severity}0%:]",
+        "corruptions": ("mini",),
+        "severities": (2, 9),
+        "relative_to_alexnet": False,
+        "data": {"name": "fashion_mnist_{corruption}"},
+    }
+    return config
+"""
+
+
+def test_some_of_several_evaluations(finished: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "several.py"
+    recipe.write_text((cli.ROOT / cli.EVERYTHING).read_text() + SEVERAL)
+    args = (f"--config={recipe}", f"--workdir={tmp_path}", "--config.total_steps=40")
+    checkpoint = f"--config.init_from={finished}/checkpoints/40"
+    output = cli.run(
+        *args,
+        checkpoint,
+        "--evaluate_only",
+        "--evals=half,c",
+        "--config.evals.half.split=test[:10%]",
+    )
+    assert "test/accuracy" not in output
+    names = {path.name for path in (tmp_path / "evals").iterdir()}
+    assert names == {"half-40.json", "half-40-confusion.png", "c-40.json"}
+    half = json.loads((tmp_path / "evals" / "half-40.json").read_text())
+    trained = json.loads((finished / "evals" / "test-40.json").read_text())
+    assert half["checkpoint"] == f"{finished}/checkpoints/40"
+    for name in ("accuracy", "top5_accuracy", "examples"):
+        assert half["results"][f"half/{name}"] == trained["results"][f"test/{name}"]
+    assert half["confusion"] == trained["confusion"]
+    c = json.loads((tmp_path / "evals" / "c-40.json").read_text())
+    assert c["results"]["c/examples"] == 1600 + 200
+    assert c["results"]["c/mean_error"] == np.mean(c["errors"]["mini"])
+    output = cli.run(*args, "--evaluate_only", "--evals=hlf", expect=2)
+    assert 'config.evals has no "hlf"; did you mean "half"' in output
+    output = cli.run(*args, "--evals=half", expect=2)
+    assert "--evals goes with --evaluate_only" in output
 
 
 def test_init_from_takes_the_weights_only(finished: Path, tmp_path: Path) -> None:

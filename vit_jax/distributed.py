@@ -219,17 +219,22 @@ def progress(step: int | None = None) -> None:
         _heartbeats.me.step = _heartbeats.me.step if step is None else step
 
 
-def gather(text: str) -> list[str]:
+def gather(text: str, *, heed_signals: bool = True) -> list[str]:
     """A text of every process, by process number; all have to call it.
 
     For what happens now and then: it takes milliseconds and a thread.
+
+    Args:
+      text: of this process.
+      heed_signals: False where every process comes here even after a signal.
 
     Raises:
       Preempted: if a signal reaches any process before it has come here.
     """
     if alone():
         return [text]
-    preemption.check()
+    if heed_signals:
+        preemption.check()
     texts = preemption.call(_exchange, text, check=_check_nobody_left)
     progress()
     return texts

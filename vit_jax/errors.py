@@ -22,6 +22,14 @@ class UserError(Stop, ValueError):
     exit_code = 2
 
 
+class BadExample(UserError):
+    """One record that cannot be used, whoever reads it: config.data.on_bad_example.
+
+    Only what the record's bytes alone decide is one. A file that is not there or not
+    whole is a plain UserError: it would be bad on one host and good on another.
+    """
+
+
 class NonFiniteLossError(Stop):
     """The loss or the update became NaN or infinite."""
 

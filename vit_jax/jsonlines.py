@@ -1,4 +1,4 @@
-"""A file of one JSON object a line: metrics.jsonl."""
+"""A file of one JSON object a line, such as metrics.jsonl."""
 
 import contextlib
 import json
@@ -49,7 +49,11 @@ class JsonLines:
 
     def write(self, step: int, scalars: Mapping[str, Scalar]) -> None:
         """Appends `{"step": step, ...}`, names sorted after the step."""
-        line = encode(step, scalars) + "\n"
+        self.append(encode(step, scalars))
+
+    def append(self, text: str) -> None:
+        """Appends a JSON object that has a "step"."""
+        line = text + "\n"
         if self._file is None:
             self._lines.append(line)
             return

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from vit_jax.bad_examples import BadExamples
 from vit_jax.errors import NonFiniteLossError
 from vit_jax.metrics import MetricLogger
 from vit_jax.timing import StepTimer
@@ -20,13 +21,14 @@ class Observer:
         self,
         logger: MetricLogger,
         timer: StepTimer,
+        bad_examples: BadExamples,
         *,
         batch_size: int,
         num_examples: int,
         log_every: int,
         total_steps: int,
     ) -> None:
-        self.logger, self.timer = logger, timer
+        self.logger, self.timer, self.bad_examples = logger, timer, bad_examples
         self._batch_size, self._num_examples = batch_size, num_examples
         self._log_every, self._total_steps = log_every, total_steps
         self._newest: tuple[int, Mapping[str, jax.Array]] | None = None
@@ -50,6 +52,7 @@ class Observer:
 
         Raises:
           NonFiniteLossError: if the step went wrong.
+          UserError: if it brought too many bad examples.
         """
         assert self._newest is not None
         step, on_device = self._newest
@@ -57,7 +60,9 @@ class Observer:
         values = {name: v.item() for name, v in jax.device_get(dict(on_device)).items()}
         finite = values.pop("finite")
         line = {f"train/{name}": value for name, value in values.items()}
-        seen = step * self._batch_size - values["bad_examples"]
+        shown, bad = step * self._batch_size, values["bad_examples"]
+        seen = shown - bad
+        self.bad_examples.update(bad, shown)
         line |= {"train/examples_seen": seen, "train/epoch": seen / self._num_examples}
         if not finite:
             self.logger.write(step, line)
@@ -69,8 +74,14 @@ class Observer:
             return {}
         return line | self.timer.report(step)
 
+    def flush(self) -> None:
+        """Returns when what was written is durable."""
+        self.logger.flush()
+        self.bad_examples.flush()
+
     def close(self) -> None:
         self.logger.close()
+        self.bad_examples.close()
 
 
 class Tracer:

@@ -6,6 +6,7 @@ values and objects; nobody reads a config.
 """
 
 import contextlib
+import dataclasses
 import math
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from vit_jax import distributed, host_memory, preemption, progress, sharding, wo
 from vit_jax.checkpoints.teacher import read_teacher
 from vit_jax.distillation import Distillation, Teacher
 from vit_jax.errors import UserError
-from vit_jax.evaluators import EVALUATORS
+from vit_jax.evaluators import EVALUATORS, Evaluator, Result
 from vit_jax.mixing import Mixing
 from vit_jax.program import Program
 from vit_jax.state import TrainState
@@ -153,7 +154,7 @@ class Run:
         self.batch_sharding = sharding.batch_sharding(self.mesh)
         self.rows = sharding.process_rows(self.batch_sharding, batch_size)
         self.votes = Votes()
-        self.evaluators = [
+        self.evaluators: list[Evaluator] = [
             EVALUATORS[entry["type"]](name, self.mesh, data, batch_size, **entry)
             for name, entry in evals.items()
         ]
@@ -168,7 +169,7 @@ class Run:
             preemption.check()
             evaluator.check(
                 self.num_classes,
-                self.program.make_eval_step,
+                self.program,
                 self.abstract_state.params,
             )
 
@@ -197,8 +198,12 @@ class Run:
         for evaluator in self.evaluators:
             evaluator.compile()
 
-    def batches(self, start_step: int) -> Any:
+    def batches(
+        self, start_step: int, found: list[datasets.Skipped] | None = None
+    ) -> Any:
         """Global batches on the devices, for the steps after `start_step`.
+
+        What this process had to skip in them is added to `found`.
 
         A signal that reached the workers of the input pipeline too ends them early.
         """
@@ -208,6 +213,7 @@ class Run:
             start_step=start_step,
             total_steps=self.total_steps,
             rows=self.rows,
+            num_classes=self.num_classes,
         )
         with contextlib.closing(batches):
             while True:
@@ -219,6 +225,9 @@ class Run:
                     if preemption.requested() and distributed.alone():
                         return
                     raise
+                if found is not None:
+                    found += batches.skipped
+                batches.skipped.clear()
                 yield sharding.put_batch(batch, self.batch_sharding, self.batch_size)
 
     def pauses_at(self, step: int) -> bool:
@@ -231,24 +240,28 @@ class Run:
         """What `evaluate` may return, which `config.checkpoint.best` chooses from."""
         names = [n for evaluator in self.evaluators for n in evaluator.result_names()]
         if self.abstract_state.ema_params is not None:
-            names += [name.replace("/", "/raw/") for name in names]
+            names += [name.replace("/", "/raw/", 1) for name in names]
         return names
 
-    def evaluate(self, state: TrainState, step: int) -> dict[str, Any]:
-        """Results of the evaluations that are due, with the averaged parameters too.
+    def evaluate(self, state: TrainState, step: int) -> dict[str, Result]:
+        """Results of the evaluations that are due, by name.
 
-        Where there is an average, NAME/... is of it and NAME/raw/... of the parameters.
+        Where there is an average of the parameters, they are of it, and the scalars
+        NAME/raw/... of the parameters themselves.
 
         Raises:
           Preempted: if a signal arrives meanwhile, on all processes alike.
         """
-        results: dict[str, Any] = {}
+        results: dict[str, Result] = {}
         for evaluator in self.evaluators:
             if evaluator.due(step, self.total_steps):
-                results |= evaluator.run(state.best_params, self.votes.check)
+                result = evaluator.run(state.best_params, self.votes.check)
                 if state.ema_params is not None:
-                    raw = evaluator.run(state.params, self.votes.check)
-                    results |= {k.replace("/", "/raw/"): v for k, v in raw.items()}
+                    raw = evaluator.run(state.params, self.votes.check).scalars
+                    raw = {k.replace("/", "/raw/", 1): v for k, v in raw.items()}
+                    scalars = result.scalars | raw
+                    result = dataclasses.replace(result, scalars=scalars)
+                results[evaluator.name] = result
         return results
 
     def timer(self, start_step: int) -> StepTimer:

@@ -16,8 +16,10 @@ from vit_jax import (
     progress,
     workdirs,
 )
+from vit_jax.bad_examples import BadExamples
 from vit_jax.checkpoints import Checkpoints, adapt
 from vit_jax.errors import NonFiniteLossError, Preempted, UserError
+from vit_jax.evaluators import Result, records
 from vit_jax.observer import Observer, Scalars, Tracer
 from vit_jax.run import Run
 from vit_jax.state import TrainState, init_state
@@ -88,7 +90,8 @@ def train_from(
     # Ahead of time, in a thread: a signal need not wait for the compiler.
     train_step = preemption.wait(run.compile_train_step)
     preemption.wait(run.compile_evaluators)
-    with contextlib.closing(observe(workdir, run, saved)) as observer:
+    bad_examples = int(jax.device_get(state.bad_examples))
+    with contextlib.closing(observe(workdir, run, saved, bad_examples)) as observer:
         distributed.gather("")  # from here on a signal stops all after the same step
         train(run, train_step, state, saved, observer, workdir)
 
@@ -105,8 +108,8 @@ def train(
     position, timer = saved.position, observer.timer
     profile = run.profile if distributed.is_first() else None
     if position.pending is not None:  # it was stopped during an evaluation
-        finish_step(run, state, saved, observer, position.pending, stop=False)
-    batches = run.batches(position.step)
+        finish_step(run, state, saved, observer, workdir, position.pending, stop=False)
+    batches = run.batches(position.step, observer.bad_examples.found)
     with timer.waiting():
         batch = next(batches, None)
     with (
@@ -126,7 +129,7 @@ def train(
             if run.pauses_at(step) or saved.due(step) or stop:
                 # From here on this step is known to be good: never save a bad one.
                 position.step, line = step, observer.drain()
-                finish_step(run, state, saved, observer, line, stop=stop)
+                finish_step(run, state, saved, observer, workdir, line, stop=stop)
 
 
 def finish_step(
@@ -134,11 +137,15 @@ def finish_step(
     state: TrainState,
     saved: Checkpoints,
     observer: Observer,
+    workdir: epath.Path,
     line: Scalars,
     *,
     stop: bool,
 ) -> None:
     """What is due after a step: evaluations, its line, its checkpoint, in this order.
+
+    The records of evaluations come before the line; a run that is killed in between
+    writes the same ones again.
 
     The line is durable before the checkpoint can be, so a run that resumes from it
     lacks no line. An evaluation that a signal cuts short is owed: its checkpoint holds
@@ -151,18 +158,23 @@ def finish_step(
     owed = position.pending is not None
     with observer.timer.pause():
         try:
-            results = run.evaluate(state, step)
+            evaluated = run.evaluate(state, step)
         except Preempted:
             position.pending = line
             saved.save(state)
             raise
         position.pending = None
+        results: Scalars = {}
+        for name, result in evaluated.items():
+            results |= result.scalars
+            if distributed.is_first():
+                records.write(workdir, name, str(step), result, {"step": step})
         if line or results:
             observer.logger.write(step, line | results)
         stop = (stop or run.votes.stop()) and step < run.total_steps
         best = saved.improves(results)
         if saved.due(step) or best or stop or owed or step == run.total_steps:
-            observer.logger.flush()
+            observer.flush()
             saved.save(state)
         if stop:
             raise Preempted
@@ -232,13 +244,28 @@ def pretrained(run: Run, initial: Any) -> Any:
     return adapt.place(arrays, run.abstract_state.params, initial)
 
 
-def observe(workdir: epath.Path, run: Run, saved: Checkpoints) -> Observer:
-    """Opens the logs; lines of steps that will be done again are dropped."""
+def observe(
+    workdir: epath.Path, run: Run, saved: Checkpoints, bad_examples: int = 0
+) -> Observer:
+    """Opens the logs; lines of steps that will be done again are dropped.
+
+    `bad_examples` are those that the state counts so far.
+    """
     position = saved.position
     kept = position.step if position.pending is None else position.step - 1
+    logger = metrics.MetricLogger(
+        workdir, restored_step=kept, total_steps=run.total_steps
+    )
     return Observer(
-        metrics.MetricLogger(workdir, restored_step=kept, total_steps=run.total_steps),
+        logger,
         run.timer(position.step),
+        BadExamples(
+            workdir,
+            run.dataset,
+            restored_step=position.step,
+            count=bad_examples,
+            tell=logger.print,
+        ),
         batch_size=run.batch_size,
         num_examples=run.dataset.num_examples,
         log_every=run.log_every,
@@ -249,7 +276,8 @@ def observe(workdir: epath.Path, run: Run, saved: Checkpoints) -> Observer:
 def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> None:
     """Evaluates `config.init_from` if it is set, else the workdir's own weights.
 
-    Results are printed and written to `workdir/evals/STEP_OR_NAME.json`.
+    Results are printed and written to `workdir/evals/NAME-STEP.json`, or, of weights
+    that are no run's, to `workdir/evals/NAME-FILE.json`.
 
     Raises:
       UserError: as in `train_and_evaluate`; if there is nothing to evaluate.
@@ -275,23 +303,24 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> None:
     try:
         preemption.wait(run.compile_evaluators)
         distributed.gather("")  # from here on a signal stops all at the same batch
-        results: Scalars = {}
         for evaluator in run.evaluators:
-            results |= evaluator.run(params, run.votes.check)
+            result = evaluator.run(params, run.votes.check)
+            if distributed.is_first():
+                tell_result(workdir, directory, evaluator.name, result)
     except Preempted:
-        raise Preempted("an evaluation keeps nothing: run the command again") from None
-    if distributed.is_first():
-        tell_results(workdir, directory, results)
+        again = "what is not written above is lost: run the command again"
+        raise Preempted(again) from None
 
 
-def tell_results(workdir: epath.Path, directory: epath.Path, results: Scalars) -> None:
-    """Prints the results of one checkpoint and writes them to `workdir/evals`."""
-    for name, value in results.items():
-        print(f"{name}: {value}")
-    path = workdir / "evals" / f"{directory.name}.json"
-    record = {"checkpoint": str(directory), **results}
-    workdirs.write_atomically(path, json.dumps(record, indent=2) + "\n")
-    print(f"written to {path}")
+def tell_result(
+    workdir: epath.Path, directory: epath.Path, name: str, result: Result
+) -> None:
+    """Prints what an evaluation found and writes it to `workdir/evals`."""
+    for key, value in result.scalars.items():
+        print(f"{key}: {value}")
+    about = {"checkpoint": str(directory)}
+    path = records.write(workdir, name, directory.name, result, about)
+    print(f"written to {path}", flush=True)
 
 
 def announce(workdir: epath.Path, run: Run, step: int, overview: str) -> None:

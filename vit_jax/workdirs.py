@@ -84,8 +84,8 @@ def write_config(workdir: epath.Path, config: dict[str, Any]) -> None:
     write_atomically(path, text)
 
 
-def write_atomically(path: epath.Path, text: str) -> None:
-    """All of the text under its name, or none of it.
+def write_atomically(path: epath.Path, content: str | bytes) -> None:
+    """All of the content under its name, or none of it.
 
     Raises:
       UserError: if it cannot be written.
@@ -93,7 +93,8 @@ def write_atomically(path: epath.Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
+        data = content.encode() if isinstance(content, str) else content
+        temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error

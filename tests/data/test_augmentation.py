@@ -57,7 +57,7 @@ def batches(images, batch_size, steps, **keys):
         seed=3,
         num_threads=2,
     )
-    return [build(step) for step in steps]
+    return [build(step).batch for step in steps]
 
 
 @pytest.mark.parametrize(

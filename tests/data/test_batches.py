@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import pytest
 from PIL import Image
 
 from vit_jax import data
-from vit_jax.data import sampler
+from vit_jax.data import pipeline, sampler
+from vit_jax.data.builder import BatchBuilder
 from vit_jax.errors import UserError
 
 PAD = {"crop": "pad", "padding": 2}
@@ -423,3 +425,45 @@ def test_importing_is_cheap():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert run.stdout == "[]\n"
+
+
+def test_no_more_batches_are_built_ahead_than_documented(monkeypatch):
+    """docs/design/input-pipeline.md derives the host's memory from this number."""
+    built = []
+    call = BatchBuilder.__call__
+
+    def counted(self, step):
+        built.append(step)
+        return call(self, step)
+
+    monkeypatch.setattr(BatchBuilder, "__call__", counted)
+    batches = mini().train_batches(
+        batch_size=8, seed=0, start_step=0, total_steps=10**6
+    )
+    for taken in range(1, 6):
+        next(batches)
+        time.sleep(0.1)
+        assert taken <= len(built) <= taken + 3
+    time.sleep(0.5)
+    assert len(built) == 5 + 3
+    batches.close()
+
+
+@pytest.mark.parametrize(
+    ("cores", "in_memory", "expected"),
+    [
+        (1, False, (0, 1)),
+        (16, False, (0, 16)),
+        (17, False, (2, 8)),
+        (96, False, (12, 8)),
+        (96, True, (0, 96)),
+    ],
+)
+def test_workers_and_threads_by_default(cores, in_memory, expected, monkeypatch):
+    monkeypatch.setattr(pipeline, "num_cores", lambda: cores)
+    assert pipeline.parallelism(in_memory=in_memory) == expected
+    if in_memory:
+        dataset = mini()
+        assert (dataset.num_workers, dataset.num_threads) == expected
+        dataset = mini(num_workers=3, num_threads=5)
+        assert (dataset.num_workers, dataset.num_threads) == (3, 5)

@@ -95,6 +95,43 @@ def test_truncated(kind, share):
         decode(data[: int(len(data) * share)], where="a/b.jpg")
 
 
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", ["plain", "progressive", "restarts", "CMYK", "grey"])
+def test_what_is_cut_is_bad_wherever_it_is_cut(kind):
+    """At every place where PIL and TensorFlow refuse it, and only there."""
+    import tensorflow as tf
+
+    image = {"CMYK": PHOTO.convert("CMYK"), "grey": PHOTO.convert("L")}.get(kind, PHOTO)
+    options = {
+        "progressive": {"progressive": True},
+        "restarts": {"restart_marker_blocks": 5},
+    }
+    data = encoded(image, "JPEG", quality=90, **options.get(kind, {}))
+
+    def refuse(data: bytes) -> list[bool]:
+        refused = []
+        for read in (
+            lambda: decode(data, where="x"),
+            lambda: Image.open(io.BytesIO(data)).load(),
+            lambda: tf.io.decode_jpeg(data, channels=3),
+        ):
+            try:
+                read()
+                refused.append(False)
+            except (UserError, OSError, tf.errors.InvalidArgumentError):
+                refused.append(True)
+        return refused
+
+    for end in (4, 100, 620, len(data) // 2, *range(len(data) - 12, len(data))):
+        assert refuse(data[:end]) == [True] * 3, end
+        # A download that stopped, in a file that had its full size before.
+        if end < len(data) - 12:
+            assert refuse(data[:end] + bytes(len(data) - end)) == [True] * 3, end
+    # Some files of ImageNet have more behind their end.
+    for more in (b"", b"\0", b"\xff\xd9", b"garbage" * 100):
+        assert refuse(data + more) == [False] * 3
+
+
 def test_empty_and_not_an_image():
     with pytest.raises(UserError, match=r"a\.jpg is empty \(0 bytes\); replace"):
         decode(b"", where="a.jpg")

@@ -222,9 +222,8 @@ def test_truncated_array_record(tfds_dir, tmp_path):
     shutil.copytree(tfds_dir / "array_record", tmp_path / "copy")
     file = tmp_path / "copy/animals/1.2.0/animals-train.array_record-00001-of-00003"
     file.write_bytes(file.read_bytes()[:1000])
-    source = opened(tmp_path / "copy")
-    with pytest.raises(UserError, match=r"00001-of-00003.* (cannot be|records)"):
-        source.read(len(source) // 2)
+    with pytest.raises(UserError, match=r"00001-of-00003 has 0 records, but .* 7; it"):
+        opened(tmp_path / "copy")
 
 
 @pytest.mark.parametrize("file_format", FORMATS)

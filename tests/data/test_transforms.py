@@ -68,6 +68,45 @@ def test_resize(old, new):
     assert np.abs(got - reference_resize(image, new)).max() <= 1.01
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [((375, 500), (224, 224)), ((90, 70), (60, 64)), ((9, 12), (32, 20))],
+)
+def test_bilinear_is_tensorflows(old, new):
+    """`tf.image.resize(image, size)`, to the rounding of 8 bits."""
+    import tensorflow as tf
+
+    image = photo(*old)
+    got = resize(image, new, "bilinear")
+    want = tf.image.resize(image, new).numpy()
+    assert np.abs(got - want).max() <= 1.01
+    rows, columns = (linear_matrix(o, n) for o, n in zip(old, new, strict=True))
+    want = np.einsum("yh,xw,hwc->yxc", rows, columns, image.astype(np.float64))
+    assert np.abs(got - want).max() <= 1.01
+
+
+@pytest.mark.parametrize("crop", ["inception", "resize"])
+def test_interpolation(crop):
+    """The key does what it says, and only where both sides shrink."""
+    image = RNG.integers(0, 256, (60, 80, 3), np.uint8)
+    draws = TrainTransform(crop=crop).draw(0, np.arange(1)).row(0)
+
+    def transformed(image, **keys):
+        keys = {"crop": crop, "flip": False} | keys
+        if crop == "inception":
+            keys["area"] = (1.0, 1.0)
+        return TrainTransform(**keys)(image, (30, 20), draws)
+
+    area = transformed(image)
+    np.testing.assert_array_equal(transformed(image, interpolation="area"), area)
+    bilinear = transformed(image, interpolation="bilinear")
+    assert np.abs(bilinear.astype(int) - area).mean() > 20
+    small = image[:20, :15]
+    np.testing.assert_array_equal(
+        transformed(small, interpolation="bilinear"), transformed(small)
+    )
+
+
 def test_shrinking_agrees_with_pil():
     """PIL's box filter averages over areas, too."""
     image = photo(64, 96)
@@ -273,6 +312,8 @@ def test_eval_without_crop_shows_all():
         ({"area": (0.5, 1.5)}, "<= 1"),
         ({"aspect_ratio": (0.0, 1.0)}, "0 < low"),
         ({"crop": "pad", "padding": -1}, "0 or more"),
+        ({"interpolation": "cubic"}, "expected area or bilinear"),
+        ({"crop": "pad", "interpolation": "area"}, "interpolation=area has no effect"),
     ],
     ids=str,
 )

@@ -28,14 +28,14 @@ def in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_arguments_of_main_are_passed_on_in_their_order() -> None:
     keys = ["--config.seed=1", "--config.optim.learning_rate=1e-4", "--config.seed=2"]
     run, flags = parse(
-        keys[0], "--processes=3", "--evaluate_only", *keys[1:], *GIVEN, "--dry_run"
+        *(keys[0], "--processes=3", "--evaluate_only", "--evals=test", *keys[1:]),
+        *(*GIVEN, "--dry_run"),
     )
-    assert run == job.Job(
-        "configs/quickstart.py", "/runs/a b", (*keys, "--evaluate_only")
-    )
+    alone = ["--evaluate_only", "--evals=test"]
+    assert run == job.Job("configs/quickstart.py", "/runs/a b", (*keys, *alone))
     assert flags.processes == 3 and flags.dry_run
     assert run.command("python3", ["--process_id=1"]) == [
-        *["python3", "-m", "vit_jax.main", *GIVEN, *keys, "--evaluate_only"],
+        *["python3", "-m", "vit_jax.main", *GIVEN, *keys, *alone],
         "--process_id=1",
     ]
 
@@ -43,6 +43,7 @@ def test_arguments_of_main_are_passed_on_in_their_order() -> None:
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
+        ([*GIVEN, "--evals=test"], "--evals goes with --evaluate_only"),
         ([*GIVEN, "--proceses=3"], '--proceses=3 is not a flag; did you mean "--proce'),
         ([GIVEN[0], "--workdr=/x"], 'did you mean "--workdir"'),
         ([*GIVEN, "--processes=many"], "--processes: invalid int value: 'many'"),

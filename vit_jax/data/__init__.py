@@ -3,12 +3,13 @@
 Importing this package imports neither grain nor TensorFlow.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from vit_jax.data import pipeline
 from vit_jax.data.builder import Batch
 from vit_jax.data.dataset import Dataset
 from vit_jax.data.decode import to_rgb
+from vit_jax.data.pipeline import Skipped
 from vit_jax.data.sources import Source, open_source
 from vit_jax.data.sources.mixture import open_mixture
 from vit_jax.data.transforms import EvalTransform, TrainTransform
@@ -18,6 +19,7 @@ __all__ = [
     "Batch",
     "Dataset",
     "EvalTransform",
+    "Skipped",
     "Source",
     "TrainTransform",
     "make",
@@ -39,6 +41,8 @@ def make(
     std: tuple[float, float, float] = (0.5, 0.5, 0.5),
     num_workers: int | None = None,
     num_threads: int | None = None,
+    on_bad_example: Literal["error", "skip"] = "error",
+    max_bad_examples: int | None = None,
     mixture: dict[str, Any] = _NO_PARTS,
     train: dict[str, Any],
     eval: dict[str, Any],  # the name of the config's section
@@ -67,6 +71,12 @@ def make(
         num_workers: processes that build batches beside this one; default: none,
             except for image files on machines with many cores.
         num_threads: threads that read images in each process; default: from the cores.
+        on_bad_example: what happens to a record that does not decode or whose label is
+            out of range: "error" ends the run; "skip" leaves it out of the loss and of
+            the results, which count it. Files that are missing or cut always end it.
+        max_bad_examples: with "skip", the run ends when more examples than this were
+            left out, each counted as often as it was shown; default: 100, or one in
+            a hundred of those shown so far, where that is more.
         mixture: {NAME: keyword arguments of `sources.mixture.open_part`}, the parts of
             name="mixture"; each gives its share of the examples, at places and in an
             order that depend on the seed alone, in epochs of its own.
@@ -84,11 +94,22 @@ def make(
     for key, value, least in (
         ("num_workers", num_workers, 0),
         ("num_threads", num_threads, 1),
+        ("max_bad_examples", max_bad_examples, 0),
     ):
         if value is not None and value < least:
             raise UserError(
                 f"config.data.{key}={value}; expected {least} or more, or None."
             )
+    if on_bad_example not in ("error", "skip"):
+        raise UserError(
+            f'config.data.on_bad_example="{on_bad_example}"; expected one of error, '
+            "skip."
+        )
+    if on_bad_example == "error" and max_bad_examples is not None:
+        raise UserError(
+            f"config.data.max_bad_examples={max_bad_examples} has no effect with "
+            'config.data.on_bad_example="error"; set it to None, or choose "skip".'
+        )
     train_transform, eval_transform = TrainTransform(**train), EvalTransform(**eval)
     eval_transform.check_size(size)
     if name == "mixture" and image_key is None and label_key is None:
@@ -111,4 +132,6 @@ def make(
         num_threads=threads if num_threads is None else num_threads,
         train=train_transform,
         eval=eval_transform,
+        skip_bad=on_bad_example == "skip",
+        max_bad_examples=max_bad_examples,
     )

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,11 +16,23 @@ from vit_jax.data.sources import Source
 from vit_jax.data.sources.arrays import ArraySource
 from vit_jax.data.sources.mixture import MixtureSource
 from vit_jax.data.transforms import EvalTransform, TrainTransform
-from vit_jax.errors import UserError
+from vit_jax.errors import BadExample, UserError
 
 Batch = dict[str, np.ndarray]
 
 _CHUNKS = 4  # pieces of a batch for each thread, so that they finish together
+
+
+class Built(NamedTuple):
+    """A batch, and why some of its rows are masked though there is an example.
+
+    Attributes:
+        batch: image, label and mask.
+        bad: (row of the global batch, message) of each example that was skipped.
+    """
+
+    batch: Batch
+    bad: list[tuple[int, str]]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -36,6 +48,8 @@ class BatchBuilder:
         seed: of the run; None for evaluation, where records come in their own order
             and rows past the last record are masked.
         num_threads: how many images of a batch are worked on at a time.
+        num_classes: class numbers of this or more, or below 0, are bad; None: unknown.
+        skip_bad: a bad example keeps its row, with mask False; otherwise it raises.
     """
 
     source: Source
@@ -45,6 +59,8 @@ class BatchBuilder:
     rows: np.ndarray
     seed: int | None
     num_threads: int
+    num_classes: int | None = None
+    skip_bad: bool = False
 
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(self.num_threads, "vit_jax-data")
@@ -65,8 +81,12 @@ class BatchBuilder:
         """Drops what the threads have not begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def __call__(self, step: int) -> Batch:
-        """The rows of batch `step`: image [b, h, w, 3], label [b(, k)], mask [b]."""
+    def __call__(self, step: int) -> Built:
+        """The rows of batch `step`: image [b, h, w, 3], label [b(, k)], mask [b].
+
+        Raises:
+            BadExample: the first bad one, unless they are skipped.
+        """
         numbers = step * self.batch_size + self.rows
         if self.seed is None:
             mask = numbers < len(self.source)
@@ -77,13 +97,17 @@ class BatchBuilder:
             repeats = self.transform.repeats
             records = _record_numbers(self.source, numbers, self.seed, repeats)
             draws = self.transform.draw(self.seed, numbers)
+        bad: dict[int, str] = {}
         if self._gathers():
             image, label = self._gather(records, draws)
         else:
-            image, label = self._read(records, draws, mask)
+            image, label = self._read(records, draws, mask, bad)
+        self._check_labels(records, label, mask, bad)
+        mask[list(bad)] = False
         image[~mask] = 0
         label[~mask] = 0
-        return {"image": image, "label": label, "mask": mask}
+        batch = {"image": image, "label": label, "mask": mask}
+        return Built(batch, [(int(self.rows[i]), bad[i]) for i in sorted(bad)])
 
     def _gathers(self) -> bool:
         if not isinstance(self.source, ArraySource):
@@ -102,9 +126,13 @@ class BatchBuilder:
         return np.ascontiguousarray(image), self.source.labels()[records]
 
     def _read(
-        self, records: np.ndarray, draws: Draws | None, mask: np.ndarray
+        self,
+        records: np.ndarray,
+        draws: Draws | None,
+        mask: np.ndarray,
+        bad: dict[int, str],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Any other images: one at a time, spread over threads."""
+        """Any other images: one at a time, spread over threads. Fills in `bad`."""
         source = self.source
         image = np.empty((len(records), *self.image_size, 3), np.uint8)
         if source.multi_hot:
@@ -115,7 +143,11 @@ class BatchBuilder:
         def read(rows: np.ndarray) -> None:
             for i in rows.tolist():
                 record = int(records[i])
-                pixels, label[i] = source.read(record)
+                try:
+                    pixels, label[i] = source.read(record)
+                except BadExample as e:
+                    self._note(bad, i, e)
+                    continue
                 row = None if draws is None else draws.row(i)
                 try:
                     image[i] = self.transform(pixels, self.image_size, row)
@@ -127,6 +159,31 @@ class BatchBuilder:
         for _ in self._pool.map(read, np.array_split(rows, chunks) if chunks else []):
             pass  # raises the first error, in the order of the rows
         return image, label
+
+    def _check_labels(
+        self,
+        records: np.ndarray,
+        label: np.ndarray,
+        mask: np.ndarray,
+        bad: dict[int, str],
+    ) -> None:
+        """Fills in `bad` with the class numbers that no class of the model has."""
+        if self.num_classes is None or label.ndim == 2:
+            return
+        outside = mask & ((label < 0) | (label >= self.num_classes))
+        for i in np.flatnonzero(outside).tolist():
+            if i not in bad:  # what was not read has no label
+                why = (
+                    f"{self.source.describe(int(records[i]))} has label {label[i]}, "
+                    f"out of range 0..{self.num_classes - 1}; correct the labels, or "
+                    "set config.model.num_classes."
+                )
+                self._note(bad, i, BadExample(why))
+
+    def _note(self, bad: dict[int, str], i: int, error: BadExample) -> None:
+        if not self.skip_bad:
+            raise error
+        bad[i] = str(error)
 
 
 def _record_numbers(

@@ -9,9 +9,10 @@ from vit_jax.data.builder import BatchBuilder
 from vit_jax.data.sources import Source
 from vit_jax.data.sources.mixture import MixtureSource
 from vit_jax.data.transforms import EvalTransform, TrainTransform
-from vit_jax.errors import UserError
+from vit_jax.errors import BadExample, UserError
 
 _LABELS_CHECKED = 256
+_BAD_ALLOWED, _BAD_SHARE_ALLOWED = 100, 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class Dataset:
         num_threads: threads that read images, in each process.
         train: the transform of `train_batches`.
         eval: the transform of `eval_batches`.
+        skip_bad: whether a bad example is left out; otherwise it raises BadExample.
+        max_bad_examples: how many may be left out; None: see `bad_examples_allowed`.
     """
 
     source: Source
@@ -42,6 +45,8 @@ class Dataset:
     num_threads: int
     train: TrainTransform
     eval: EvalTransform
+    skip_bad: bool = False
+    max_bad_examples: int | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -79,28 +84,44 @@ class Dataset:
         start_step: int,
         total_steps: int,
         rows: np.ndarray | None = None,
+        num_classes: int | None = None,
     ) -> pipeline.BatchIterator:
         """Batches of steps start_step .. total_steps-1; a function of (seed, step).
 
         Global example number n = step * batch_size + row is in epoch n // N: every N
         of them show each record once, and a batch may hold the end of one epoch and
-        the start of the next. In a mixture each part has epochs of its own.
+        the start of the next. In a mixture each part has epochs of its own. With
+        `num_classes`, class numbers out of its range make an example bad. A bad one
+        raises, or where the dataset skips them keeps its row with mask False and is
+        told in the iterator's `skipped`.
 
         Returns:
             An iterator with `close()`. Batches are built ahead from the first `next`.
         """
-        build = self._builder(self.train, batch_size, rows, seed)
+        build = self._builder(self.train, batch_size, rows, seed, num_classes)
         return self._iterate(build, start_step, total_steps)
 
     def eval_batches(
-        self, *, batch_size: int, rows: np.ndarray | None = None
+        self,
+        *,
+        batch_size: int,
+        rows: np.ndarray | None = None,
+        num_classes: int | None = None,
     ) -> pipeline.BatchIterator:
         """ceil(N / batch_size) batches: every record once, in the source's order.
 
-        The last batch is filled up with images and labels of 0 whose mask is False.
+        The last batch is filled up with images and labels of 0 whose mask is False, and
+        so are the rows of bad examples, as in `train_batches`: of N examples, N minus
+        the rows with mask True are bad.
         """
-        build = self._builder(self.eval, batch_size, rows, None)
+        build = self._builder(self.eval, batch_size, rows, None, num_classes)
         return self._iterate(build, 0, -(-self.num_examples // batch_size))
+
+    def bad_examples_allowed(self, seen: int) -> int:
+        """How many of `seen` examples may be left out."""
+        if self.max_bad_examples is not None:
+            return self.max_bad_examples
+        return max(_BAD_ALLOWED, int(seen * _BAD_SHARE_ALLOWED))
 
     def check(self, *, num_classes: int, train: bool, batch_size: int) -> None:
         """Reads a batch and the labels, so that what is wrong is said before training.
@@ -112,7 +133,7 @@ class Dataset:
 
         Raises:
             UserError: an image does not decode, a label is out of range, or the head
-                has too few classes.
+                has too few classes. Where bad examples are skipped: all are bad.
         """
         known = self.num_classes
         if not train and isinstance(self.source, MixtureSource):
@@ -133,7 +154,12 @@ class Dataset:
         self._check_labels(num_classes)
         rows = np.arange(min(batch_size, self.num_examples, _LABELS_CHECKED))
         transform, seed = (self.train, 0) if train else (self.eval, None)
-        self._builder(transform, batch_size, rows, seed)(0)
+        built = self._builder(transform, batch_size, rows, seed, num_classes)(0)
+        if len(built.bad) == len(rows):
+            raise UserError(
+                f"{self.source.name}: none of the first {len(rows)} examples can be "
+                f"used: {built.bad[0][1]}"
+            )
 
     def _check_labels(self, num_classes: int) -> None:
         if self.source.multi_hot:
@@ -142,11 +168,11 @@ class Dataset:
         if labels is None:
             count = min(self.num_examples, _LABELS_CHECKED)
             records = np.linspace(0, self.num_examples - 1, count).astype(np.int64)
-            labels = np.array([self.source.read(int(i))[1] for i in records])
+            labels = np.array([self._label(int(i)) for i in records])
         else:
             records = np.arange(len(labels))
         bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
-        if len(bad):
+        if len(bad) > (self.bad_examples_allowed(len(labels)) if self.skip_bad else 0):
             label, record = labels[bad[0]], int(records[bad[0]])
             raise UserError(
                 f"{self.source.describe(record)}: label {label} is out of range "
@@ -155,12 +181,21 @@ class Dataset:
                 "config.model.num_classes."
             )
 
+    def _label(self, record: int) -> int | np.ndarray:
+        try:
+            return self.source.read(record)[1]
+        except BadExample:
+            if not self.skip_bad:
+                raise
+            return 0
+
     def _builder(
         self,
         transform: TrainTransform | EvalTransform,
         batch_size: int,
         rows: np.ndarray | None,
         seed: int | None,
+        num_classes: int | None,
     ) -> BatchBuilder:
         return BatchBuilder(
             source=self.source,
@@ -170,6 +205,8 @@ class Dataset:
             rows=np.arange(batch_size) if rows is None else np.asarray(rows, np.int64),
             seed=seed,
             num_threads=self.num_threads,
+            num_classes=num_classes,
+            skip_bad=self.skip_bad,
         )
 
     def _iterate(

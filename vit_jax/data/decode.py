@@ -6,7 +6,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vit_jax.errors import UserError
+from vit_jax.errors import BadExample, UserError
 
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -27,10 +27,10 @@ def decode(data: bytes | memoryview, *, where: str) -> np.ndarray:
         uint8 [h, w, 3], RGB.
 
     Raises:
-        UserError: empty, truncated or not an image.
+        BadExample: empty, truncated or not an image.
     """
     if not len(data):
-        raise UserError(f"{where} is empty (0 bytes); replace or remove it.")
+        raise BadExample(f"{where} is empty (0 bytes); replace or remove it.")
     buffer = np.frombuffer(data, np.uint8)
     if bytes(data[:3]) == _JPEG:
         image = _imdecode(buffer, cv2.IMREAD_COLOR_RGB)
@@ -39,7 +39,7 @@ def decode(data: bytes | memoryview, *, where: str) -> np.ndarray:
         if image is not None:
             image = _to_rgb(image, bytes(data), where)
     if image is None:
-        raise UserError(
+        raise BadExample(
             f"{where} cannot be decoded: {len(data)} bytes, cut short or not an "
             "image; replace or remove it."
         )
@@ -58,7 +58,7 @@ def _to_rgb(image: np.ndarray, data: bytes, where: str) -> np.ndarray:
     if image.dtype == np.uint16:
         image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535/257
     if image.dtype != np.uint8:
-        raise UserError(
+        raise BadExample(
             f"{where} has {image.dtype} pixels; expected 8 or 16 bits a channel."
         )
     if image.ndim == 2:

@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from typing import TypedDict
 
 from absl import flags
 
@@ -20,8 +21,20 @@ _BATCHES_AT_A_TIME = 2
 _BATCHES_AHEAD = 3
 
 
+class Skipped(TypedDict):
+    """An example that was skipped: in which step (from 1), its global number, why."""
+
+    step: int
+    example: int
+    why: str
+
+
 class BatchIterator(Iterator[Batch]):
-    """Batches start .. stop-1; `close` stops the threads and workers behind it."""
+    """Batches start .. stop-1; `close` stops the threads and workers behind it.
+
+    Attributes:
+        skipped: examples left out of the batches handed out; its reader may clear it.
+    """
 
     def __init__(self, builder: BatchBuilder, start: int, stop: int, num_workers: int):
         # Grain takes about a second to import; configs are checked before that.
@@ -41,20 +54,25 @@ class BatchIterator(Iterator[Batch]):
         with self._starting():
             self._batches = iter(batches)
         self._builder = builder
-        self._left = max(0, stop - start)
+        self._next, self._stop = start, stop
+        self.skipped: list[Skipped] = []
 
     def __next__(self) -> Batch:
-        if not self._left:
+        if self._next >= self._stop:
             self.close()
             raise StopIteration
         try:
             with self._starting():
-                batch = next(self._batches)
+                batch, bad = next(self._batches)
             self._starting = contextlib.nullcontext  # the workers have started
         except BaseException:  # an error or an interrupt
             self.close()
             raise
-        self._left -= 1
+        first = self._next * self._builder.batch_size
+        self._next += 1
+        self.skipped += [
+            Skipped(step=self._next, example=first + row, why=why) for row, why in bad
+        ]
         return batch
 
     def close(self) -> None:

@@ -1,20 +1,23 @@
-"""Accuracy and loss over a split; every example counts exactly once."""
+"""Accuracy, loss and calibration over a split; every example counts exactly once."""
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax import data as datasets
-from vit_jax import distributed, sharding, steps
+from vit_jax import steps
+from vit_jax.data import catalog
 from vit_jax.errors import UserError
+from vit_jax.evaluators import confusion, scores
+from vit_jax.evaluators.base import Evaluator, Examples, Result, a_batch_late
+from vit_jax.program import Program
 from vit_jax.state import Params
 
+# With more classes than this a record holds no matrix of them.
+_CLASSES_IN_RECORD = 100
 
-class Classification:
+
+class Classification(Evaluator):
     """One entry of `config.evals` with `type="classification"`."""
 
     def __init__(
@@ -28,6 +31,7 @@ class Classification:
         every: int | None = None,
         split: str = "test",
         batch_size: int | None = None,
+        classes: tuple[int, ...] | None = None,
         data: dict[str, Any],
     ) -> None:
         """Opens the data.
@@ -41,106 +45,86 @@ class Classification:
           every: steps between evaluations; None is once, at the end.
           split: of the data.
           batch_size: global.
+          classes: the model chooses between these alone. None: between those that the
+            dataset shows, which are 200 for ImageNet-A and -R, as their authors do;
+            of other datasets all.
           data: keys of `config.data` that differ for this evaluation.
         """
-        for key, value in (("every", every), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise UserError(
-                    f"config.evals.{name}.{key} is {value}: it should be at least 1"
-                )
-        if name in ("train", "timing") or "/" in name:
+        super().__init__(name, every)
+        self._where = f"config.evals.{name}"
+        self.examples = Examples(
+            mesh,
+            training_data,
+            training_batch_size,
+            where=self._where,
+            split=split,
+            batch_size=batch_size,
+            data=data,
+        )
+        entry = catalog.find(self.examples.name)
+        present = None if entry is None else entry.classes_present
+        self._classes = present if classes is None else classes
+        self._protocol = {"type": type, "classes": self._classes}
+
+    def check(self, num_classes: int, program: Program, params: Params) -> None:
+        self._check_classes(num_classes)
+        self.examples.check(num_classes)
+        self._num_classes = num_classes if self._classes is None else len(self._classes)
+        dataset = self.examples.dataset
+        step = scores.make_step(program, dataset, classes=self._classes)
+        self._to_compile = step, params, self.examples.try_step(step, params)
+
+    def _check_classes(self, num_classes: int) -> None:
+        if self._classes is None:
+            return
+        numbers = set(self._classes)
+        if len(numbers) < max(len(self._classes), 2) or not numbers <= set(
+            range(num_classes)
+        ):
             raise UserError(
-                f'config.evals has an entry "{name}": its results would be mixed up '
-                "with other lines of metrics.jsonl; choose another name"
+                f"{self._where}.classes should be two or more different classes, of "
+                f"the model's 0..{num_classes - 1}; it has {len(self._classes)}, from "
+                f"{min(numbers, default=None)} to {max(numbers, default=None)}"
             )
-        for key in ("split", "train"):
-            if key in data:
-                raise UserError(
-                    f"config.evals.{name}.data.{key} has no effect: an evaluation has "
-                    f"config.evals.{name}.split and config.evals.{name}.data.eval"
-                )
-        self.name, self.every = name, every
-        self.batch_size = batch_size or training_batch_size
-        key = f"evals.{name}.batch_size" if batch_size else "batch_size"
-        sharding.check_batch_size(mesh, self.batch_size, key=key)
-        section: dict[str, Any] = {**training_data, **data, "split": split}
-        if "eval" in data:
-            section["eval"] = {**training_data["eval"], **data["eval"]}
-        self.dataset = datasets.make(**section)
-        self._mesh = mesh
-        self._sharding = sharding.batch_sharding(mesh)
-        self._rows = sharding.process_rows(self._sharding, self.batch_size)
-
-    def check(
-        self, num_classes: int, make_eval_step: Callable[..., Any], params: Params
-    ) -> None:
-        """Refuses data that cannot be read or does not fit the model.
-
-        Args:
-          num_classes: of the head.
-          make_eval_step: makes the step for a mean and a standard deviation.
-          params: abstract, with shardings; kept for `compile`.
-        """
-        self.dataset.check(
-            num_classes=num_classes, train=False, batch_size=self.batch_size
-        )
-        batch = steps.abstract_batch(
-            self._mesh,
-            self.batch_size,
-            self.dataset.image_shape,
-            label_classes=self.dataset.label_classes,
-        )
-        eval_step = make_eval_step(mean=self.dataset.mean, std=self.dataset.std)
-        try:
-            jax.eval_shape(eval_step, params, batch)
-        except UserError as error:
-            raise UserError(f"config.evals.{self.name}: {error}") from error
-        self._to_compile = eval_step, params, batch
-
-    def due(self, step: int, total_steps: int) -> bool:
-        return step == total_steps or (
-            self.every is not None and step % self.every == 0
-        )
 
     def compile(self) -> None:
-        """Compiles the step that `check` has tried."""
-        eval_step, params, batch = self._to_compile
-        self._step = steps.compile_eval_step(eval_step, self._mesh, params, batch)
+        step, params, batch = self._to_compile
+        self._step = steps.compile_eval_step(step, self.examples.mesh, params, batch)
 
     def result_names(self) -> list[str]:
-        """The keys of what `run` returns."""
-        return [f"{self.name}/{what}" for what in ("accuracy", "loss", "examples")]
+        names = scores.scalar_names(self._num_classes)
+        return [f"{self.name}/{what}" for what in names]
 
-    def run(self, params: Params, check: Callable[[], None]) -> dict[str, float | int]:
-        """Accuracy, mean loss and number of examples.
-
-        Args:
-          params: of the model, laid out as those that `compile` was given.
-          check: called once a batch; what it raises ends the evaluation.
-        """
-        totals = {"correct": 0, "loss": 0.0, "examples": 0}
-        pending: dict[str, jax.Array] | None = None
-        batches = self.dataset.eval_batches(batch_size=self.batch_size, rows=self._rows)
-        with contextlib.closing(batches):
-            for batch in batches:
-                distributed.progress()
-                check()
-                on_device = sharding.put_batch(batch, self._sharding, self.batch_size)
-                sums = self._step(params, on_device)
-                if pending is not None:  # read a batch late: the device does not wait
-                    add(totals, pending)
-                pending = sums
-        if pending is not None:
-            add(totals, pending)
-        count = totals["examples"]
-        return {
-            f"{self.name}/accuracy": totals["correct"] / count,
-            f"{self.name}/loss": totals["loss"] / count,
-            f"{self.name}/examples": int(count),
+    def run(self, params: Params, check: Callable[[], None]) -> Result:
+        dataset = self.examples.dataset
+        multi_hot = dataset.label_classes is not None
+        totals = scores.Totals(self._num_classes, multi_hot=multi_hot)
+        batches = self.examples.batches(check)
+        for rows in a_batch_late(self._step(params, batch) for batch in batches):
+            totals.add(rows)
+        totals.check(self._where)
+        scalars = {f"{self.name}/{k}": v for k, v in totals.scalars().items()}
+        if dataset.skip_bad:
+            scalars[f"{self.name}/bad_examples"] = self.examples.bad_examples
+        record = {
+            "protocol": self._protocol,
+            **self.examples.describe(),
+            "left_out": dataset.num_examples - totals.examples,
+            **totals.record(),
         }
+        if totals.confusion is None:
+            return Result(scalars, record)
+        names = self._class_names()
+        if self._num_classes <= _CLASSES_IN_RECORD:
+            record |= {"class_names": names, "confusion": totals.confusion}
+        return Result(
+            scalars, record, {"confusion": confusion.draw(totals.confusion, names)}
+        )
 
-
-def add(totals: dict[str, Any], sums: dict[str, jax.Array]) -> None:
-    """Adds sums from the device to Python numbers: exact ints, float64 losses."""
-    for name, value in jax.device_get(sums).items():
-        totals[name] += np.asarray(value).item()
+    def _class_names(self) -> list[str] | None:
+        """Of the classes that are told apart; numbers where the data knows no name."""
+        names = self.examples.dataset.label_names
+        classes = self._classes or range(self._num_classes)
+        if names is None:
+            return None if self._classes is None else [str(i) for i in classes]
+        return [names[i] if i < len(names) else str(i) for i in classes]

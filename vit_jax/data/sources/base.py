@@ -32,7 +32,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> tuple[np.ndarray, int | np.ndarray]:
-        """The image, uint8 [h, w, 3], and the label; UserError if it is broken."""
+        """The image, uint8 [h, w, 3], and the label; BadExample if it is broken."""
         ...
 
     def describe(self, index: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_jax.errors import UserError
+from vit_jax.errors import BadExample, UserError
 
 _HEADER = 12  # a tfrecord: length uint64, its CRC uint32, the data, its CRC uint32
 _FOOTER = 4
@@ -30,9 +30,11 @@ class Shard(NamedTuple):
 
 
 class ArrayRecords:
-    """Records of array_record files."""
+    """Records of array_record files, whose chunks have checksums of their own."""
 
     def __init__(self, shards: Sequence[Shard]):
+        with ThreadPoolExecutor(_INDEX_THREADS) as pool:
+            list(pool.map(_check_array_record, shards))
         self._shards = shards
         self._ends = _ends(shards)
         self._readers: list[Any] = [None] * len(shards)
@@ -50,13 +52,13 @@ class ArrayRecords:
 
     def __getitem__(self, index: int) -> bytes:
         number, record = _find(self._ends, self._shards, index)
-        shard = self._shards[number]
+        reader = self._reader(number)
         try:
-            return self._reader(number).read([record])[0]
+            return reader.read([record])[0]
         except (RuntimeError, IndexError, ValueError) as e:
-            raise UserError(
-                f"{shard.path}, record {record} cannot be read: {e}; prepare or copy "
-                "the dataset again."
+            raise BadExample(
+                f"{self._shards[number].path}, record {record} cannot be read: {e}; "
+                "prepare or copy the dataset again."
             ) from e
 
     def describe(self, index: int) -> str:
@@ -97,10 +99,19 @@ def _reader_of(path: str) -> Any:
 
 
 def _open_array_record(shard: Shard) -> Any:
-    reader = _reader_of(shard.path)
-    if reader.num_records() != shard.size:
-        raise UserError(_wrong_count(shard, reader.num_records()))
+    try:
+        reader = _reader_of(shard.path)
+        found = reader.num_records()
+    except RuntimeError as e:
+        raise UserError(_unreadable(shard, e)) from e
+    if found != shard.size:
+        raise UserError(_wrong_count(shard, found))
     return reader
+
+
+def _check_array_record(shard: Shard) -> None:
+    """A file that is cut short has no records, since their index is at its end."""
+    _open_array_record(shard).close()
 
 
 class TfRecords:
@@ -108,6 +119,9 @@ class TfRecords:
 
     The offsets are found once, by hopping from header to header, and kept in
     $XDG_CACHE_HOME/vit_jax (~/.cache/vit_jax) under the files' names, sizes and times.
+
+    The checksum of a record's data is not looked at, which would take longer than the
+    rest of the reading: what is damaged is found where it does not decode.
     """
 
     def __init__(self, shards: Sequence[Shard]):
@@ -133,11 +147,19 @@ class TfRecords:
     def __getitem__(self, index: int) -> bytes:
         number, _ = _find(self._ends, self._shards, index)
         length, offset = int(self._lengths[index]), int(self._offsets[index])
-        file = self._open(number)
-        if file is not None:
-            return os.pread(file, length, offset)
-        with open(self._shards[number].path, "rb", buffering=0) as unbuffered:
-            return os.pread(unbuffered.fileno(), length, offset)
+        shard = self._shards[number]
+        try:
+            file = self._open(number)
+            if file is not None:
+                data = os.pread(file, length, offset)
+            else:
+                with open(shard.path, "rb", buffering=0) as unbuffered:
+                    data = os.pread(unbuffered.fileno(), length, offset)
+        except OSError as e:
+            raise UserError(_unreadable(shard, e)) from e
+        if len(data) != length:  # it has shrunk since it was indexed
+            raise UserError(_unreadable(shard, f"it ends in {self.describe(index)}"))
+        return data
 
     def describe(self, index: int) -> str:
         number, record = _find(self._ends, self._shards, index)
@@ -165,6 +187,10 @@ def _find(ends: np.ndarray, shards: Sequence[Shard], index: int) -> tuple[int, i
     number = int(np.searchsorted(ends, index, side="right"))
     shard = shards[number]
     return number, index - int(ends[number]) + shard.stop
+
+
+def _unreadable(shard: Shard, why: object) -> str:
+    return f"{shard.path} cannot be read: {why}; prepare or copy the dataset again."
 
 
 def _wrong_count(shard: Shard, found: int) -> str:

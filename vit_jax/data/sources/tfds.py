@@ -19,7 +19,7 @@ from vit_jax.data.sources.base import BUILT_IN
 from vit_jax.data.sources.example import Feature, parse_example
 from vit_jax.data.sources.records import ArrayRecords, Shard, TfRecords
 from vit_jax.data.splits import Range
-from vit_jax.errors import UserError, did_you_mean
+from vit_jax.errors import BadExample, UserError, did_you_mean
 
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>[\d.]+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -112,13 +112,15 @@ class TfdsSource:
         if self._label_kind == "class":
             if len(label) != 1:
                 raise self._error(index, f"has {len(label)} labels instead of one")
+            if abs(int(label[0])) >= 2**31:
+                raise self._error(index, f"has label {label[0]}, past 32 bits")
             return int(label[0])
         vector = np.zeros(k or 0, np.float32)
         vector[label.astype(np.int64)] = 1
         return vector
 
-    def _error(self, index: int, what: str) -> UserError:
-        return UserError(
+    def _error(self, index: int, what: str) -> BadExample:
+        return BadExample(
             f"{self.describe(index)} {what}; choose another split or "
             "config.data.label_key, or prepare the dataset again."
         )
