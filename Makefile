@@ -23,7 +23,7 @@ FIND_PYTHON := sh requirements/find-python.sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help quickstart test test-slow test-crosscheck test-campaign slurm-test check lint type \
-        format errors bench \
+        format errors sheet bench \
         test-latest test-lowest refresh-latest lock clean
 
 help:  ## this list
@@ -70,6 +70,11 @@ errors: .venv/.dev  ## write docs/errors.md: what bad input prints
 	printf '# What bad input prints\n\nEach case exits with 2. Written by `make errors`.\n\n' \
 	    > docs/errors.md
 	VIT_JAX_ERRORS=docs/errors.md $(BIN)/python -m pytest -q tests/test_bad_input.py
+
+# Any photograph.
+IMAGE ?=
+sheet: .venv/.run  ## every augmentation on one picture (IMAGE=photo.jpg), into sheet.png
+	$(BIN)/python -m vit_jax.data.augment_sheet $(IMAGE)
 
 # Those that plan take an hour and time nothing here.
 TIMINGS := $(filter-out benchmarks/tpu_plan.py benchmarks/plan_table.py, \

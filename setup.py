@@ -71,6 +71,7 @@ EXTRAS_REQUIRE = {
         "scikit-learn",
         "timm",
         "torch",
+        "torchvision",
         "transformers",
     ],
 }

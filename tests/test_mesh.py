@@ -158,6 +158,8 @@ def test_rule_table_is_strict() -> None:
         ([("seed", "-1")], "should be 0 or more"),
         ([("ema", "1.5")], "between 0 and 1"),
         ([("mixup", "-1")], "0 .off. or more"),
+        ([("cutmix", "-1")], "0 .off. or more"),
+        ([("cutmix", "0"), ("mixup_switch_prob", "0.5")], "has no effect"),
         ([("model.num_classes", "9")], "the data has 10"),
     ],
 )

@@ -113,6 +113,29 @@ def test_the_papers_settings() -> None:
     assert full["model"]["num_classes"] == 21_843
 
 
+def test_the_settings_of_better_plain_baselines() -> None:
+    """Section 2 of arXiv:2205.01580, and big_vision's vit_s16_i1k for what it lacks."""
+    c = config.load(f"{cli.ROOT}/configs/imagenet1k_small.py", []).to_dict()
+    model = {"variant": "S/16", "pool": "gap", "posemb": "sincos2d", "dropout": 0.0}
+    model |= {"representation_size": 384}
+    assert model.items() <= c["model"].items()
+    train = {"crop": "inception", "area": None, "flip": True, "erasing": 0.0}
+    train |= {"augment": "randaugment_tf", "num_layers": 2, "magnitude": 10}
+    assert train.items() <= c["data"]["train"].items()
+    assert (c["data"]["split"], c["data"]["eval"]["resize"]) == ("train[:99%]", 256)
+    assert (c["batch_size"], c["total_epochs"], c["mixup"]) == (1024, 90, 0.2)
+    assert (c["cutmix"], c["loss"]["label_smoothing"]) == (0, 0)
+    optim = {"name": "adamw", "b1": 0.9, "b2": 0.999, "clip_norm": 1.0}
+    optim |= {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 10_000}
+    assert optim.items() <= c["optim"].items()
+    # Decoupled there from the learning rate, of which it is a multiple here.
+    assert c["optim"]["weight_decay"] * c["optim"]["learning_rate"] == pytest.approx(
+        1e-4
+    )
+    assert c["evals"]["minival"]["split"] == "train[99%:]"
+    assert c["evals"]["val"]["split"] == "validation"
+
+
 @pytest.mark.parametrize(
     "dataset, steps",
     [

@@ -1,7 +1,7 @@
 """A run that is killed, however often, ends as the run that was not.
 
-Everything random is on: dropout, stochastic depth, mixup, augmentation, accumulation
-and the average. The processes are real, and the kills come from outside.
+Everything random is on: dropout, stochastic depth, mixup and CutMix, augmentation,
+accumulation and the average. The processes are real, and the kills come from outside.
 """
 
 import functools
@@ -183,9 +183,9 @@ def check_randomness(workdir: Path) -> None:
         mix_key, dropout_key = jax.random.split(key)
         images = (batch["image"] / np.float32(255) - 0.5) / np.float32(0.5)
         targets = np.eye(10, dtype=np.float32)[batch["label"]] * 0.9 + 0.01
-        share = np.asarray(jax.random.beta(mix_key, c["mixup"], c["mixup"]))
-        share = max(share, 1 - share)
-        images = share * images + (1 - share) * np.roll(images, 1, axis=0)
+        pixels = shares(mix_key, c["mixup"], c["cutmix"])
+        images = pixels * images + (1 - pixels) * np.roll(images, 1, axis=0)
+        share = pixels.mean()
         targets = share * targets + (1 - share) * np.roll(targets, 1, axis=0)
         grads = jax.tree.map(jnp.zeros_like, params)
         for i in range(parts):
@@ -199,4 +199,18 @@ def check_randomness(workdir: Path) -> None:
         np.testing.assert_allclose(lines[step]["train/grad_norm"], expected, rtol=1e-5)
 
 
-GOLDEN_BATCHES = ("f9f41ccde99e15f1", "28ff630eaa91dd41")
+def shares(key: jax.Array, mixup: float, cutmix: float) -> np.ndarray:
+    """What each pixel keeps of its own image, [28, 28, 1], by mixup or by CutMix."""
+    _, switch_key, share_key, box_key = jax.random.split(key, 4)
+    if not jax.random.bernoulli(switch_key, 0.5):
+        drawn = float(jax.random.beta(share_key, mixup, mixup))
+        return np.full((28, 28, 1), max(drawn, 1 - drawn), np.float32)
+    drawn = float(jax.random.beta(share_key, cutmix, cutmix))
+    half = int(28 * math.sqrt(1 - drawn)) // 2
+    pixels = np.ones((28, 28, 1), np.float32)
+    y, x = (int(jax.random.randint(k, (), 0, 28)) for k in jax.random.split(box_key))
+    pixels[max(0, y - half) : y + half, max(0, x - half) : x + half] = 0
+    return pixels
+
+
+GOLDEN_BATCHES = ("f2657f26eb1f7d81", "354d9310b27090b9")

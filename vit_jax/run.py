@@ -19,6 +19,7 @@ from vit_jax.checkpoints.teacher import read_teacher
 from vit_jax.distillation import Distillation, Teacher
 from vit_jax.errors import UserError
 from vit_jax.evaluators import EVALUATORS, Evaluator, Result
+from vit_jax.mixing import Mixing
 from vit_jax.program import Program
 from vit_jax.state import TrainState
 from vit_jax.timing import StepTimer
@@ -37,6 +38,9 @@ class Run:
         total_epochs: float | None = None,
         accumulation_steps: int = 1,
         mixup: float = 0.0,
+        cutmix: float = 0.0,
+        mixup_prob: float | None = None,
+        mixup_switch_prob: float | None = None,
         ema: float | None = None,
         log_every: int = 50,
         profile: tuple[int, int] | None = None,
@@ -65,6 +69,9 @@ class Run:
           total_epochs: steps are ceil(epochs * examples / batch_size).
           accumulation_steps: micro-batches whose gradients make one update.
           mixup: alpha of the Beta distribution that mixes pairs of images; 0 is off.
+          cutmix: that of the area of a box cut out of another image; 0 is off.
+          mixup_prob: probability that a batch is mixed at all; default 1.
+          mixup_switch_prob: with both, that it is by CutMix; default 0.5.
           ema: decay of the average of the parameters that evaluation uses; None is off.
           log_every: steps between lines in metrics.jsonl.
           profile: (first, last) step of a trace for TensorBoard's profiler.
@@ -86,9 +93,13 @@ class Run:
         Raises:
           UserError: if a value is out of its range or two do not go together.
         """
-        check_ranges(
-            seed, batch_size, accumulation_steps, mixup, ema, log_every, profile
-        )
+        check_ranges(seed, batch_size, accumulation_steps, ema, log_every, profile)
+        Mixing(
+            mixup=mixup,
+            cutmix=cutmix,
+            mixup_prob=mixup_prob,
+            mixup_switch_prob=mixup_switch_prob,
+        )  # checks them before anything is read
         use_compilation_cache(compilation_cache)
         host_memory.keep_freed_memory()
         host_memory.leave_libtpu_alone()
@@ -129,6 +140,9 @@ class Run:
             num_classes=self.num_classes,
             accumulation_steps=accumulation_steps,
             mixup=mixup,
+            cutmix=cutmix,
+            mixup_prob=mixup_prob,
+            mixup_switch_prob=mixup_switch_prob,
             ema=ema,
             model=model,
             loss=loss,
@@ -263,7 +277,6 @@ def check_ranges(
     seed: int,
     batch_size: int,
     accumulation_steps: int,
-    mixup: float,
     ema: float | None,
     log_every: int,
     profile: tuple[int, int] | None,
@@ -278,8 +291,6 @@ def check_ranges(
             raise UserError(f"config.{name} is {value}: it should be at least 1")
     if not 0 <= seed < 2**63:
         raise UserError(f"config.seed is {seed}: it should be 0 or more, below 2**63")
-    if mixup < 0:
-        raise UserError(f"config.mixup is {mixup}: it should be 0 (off) or more")
     if ema is not None and not 0 < ema < 1:
         raise UserError(f"config.ema is {ema}: it should lie between 0 and 1, or none")
     if profile is not None and not 0 < profile[0] <= profile[1]:

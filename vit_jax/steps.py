@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from vit_jax import compiler, sharding
 from vit_jax.distillation import Teacher
-from vit_jax.mixing import mixup as mix
+from vit_jax.mixing import Mixing
 from vit_jax.state import Params, TrainState, shardings_of
 
 Batch = Mapping[str, jax.Array]
@@ -46,6 +46,9 @@ def make_train_step(
     std: tuple[float, ...],
     seed: int,
     mixup: float,
+    cutmix: float = 0.0,
+    mixup_prob: float | None = None,
+    mixup_switch_prob: float | None = None,
     accumulation_steps: int,
     ema: float | None,
     teacher: Teacher | None = None,
@@ -61,7 +64,7 @@ def make_train_step(
       num_classes: k, the width of the head.
       mean: and `std`, per channel, of images scaled to 0..1.
       seed: all randomness of step s is a function of (seed, s).
-      mixup: alpha of the Beta distribution; 0 is off.
+      mixup: and the three keys after it, see `mixing.Mixing`; 0 is off.
       accumulation_steps: micro-batches whose gradients are summed for one update.
       ema: decay of the average of the parameters, or None.
       teacher: that the model learns from besides the labels.
@@ -73,6 +76,12 @@ def make_train_step(
       the teacher's parameters) -> (state, scalars). The loss is the mean over the
       examples with a true mask. `finite` tells whether the new state can be trusted.
     """
+    mix = Mixing(
+        mixup=mixup,
+        cutmix=cutmix,
+        mixup_prob=mixup_prob,
+        mixup_switch_prob=mixup_switch_prob,
+    )
     heads: dict[str, Any] = {}
     if teacher is not None and two_heads:
         heads = {"capture": ("head", "head_dist")}
@@ -86,8 +95,8 @@ def make_train_step(
         images = normalize(batch["image"], jnp.array(mean), jnp.array(std))
         targets = loss.targets(batch["label"], num_classes)
         mask = batch["mask"]
-        if mixup > 0.0:
-            images, targets = mix(mixup_key, images, targets, mask, alpha=mixup)
+        if mix.on:
+            images, targets = mix(mixup_key, images, targets, mask)
         examples = jnp.sum(mask, dtype=jnp.int32)
 
         def loss_fn(params: Params, part: Batch, key: jax.Array) -> jax.Array:

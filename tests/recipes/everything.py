@@ -12,6 +12,7 @@ def get_config() -> ConfigDict:
             "log_every": 1,
             "accumulation_steps": 2,
             "mixup": 0.3,
+            "cutmix": 0.5,
             "ema": 0.9,
             "model": {
                 "patch_size": 7,
@@ -26,7 +27,15 @@ def get_config() -> ConfigDict:
             "data": {
                 "name": "fashion_mnist_mini",
                 "image_size": 28,
-                "train": {"crop": "pad", "padding": 2, "flip": True},
+                "train": {
+                    "crop": "pad",
+                    "padding": 2,
+                    "flip": True,
+                    "augment": "randaugment",
+                    "color_jitter": (0.2, 0.2, 0.2, 0.0),
+                    "erasing": 0.25,
+                    "repeats": 2,
+                },
             },
             "loss": {"label_smoothing": 0.1},
             "optim": {

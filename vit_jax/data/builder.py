@@ -11,10 +11,11 @@ import cv2
 import numpy as np
 
 from vit_jax.data import sampler
+from vit_jax.data.augmentation import Draws
 from vit_jax.data.sources import Source
 from vit_jax.data.sources.arrays import ArraySource
 from vit_jax.data.sources.mixture import MixtureSource
-from vit_jax.data.transforms import Draws, EvalTransform, TrainTransform
+from vit_jax.data.transforms import EvalTransform, TrainTransform
 from vit_jax.errors import BadExample, UserError
 
 Batch = dict[str, np.ndarray]
@@ -92,7 +93,9 @@ class BatchBuilder:
             records, draws = np.where(mask, numbers, 0), None
         else:
             mask = np.ones(len(numbers), bool)
-            records = _record_numbers(self.source, numbers, self.seed)
+            assert isinstance(self.transform, TrainTransform)
+            repeats = self.transform.repeats
+            records = _record_numbers(self.source, numbers, self.seed, repeats)
             draws = self.transform.draw(self.seed, numbers)
         bad: dict[int, str] = {}
         if self._gathers():
@@ -183,13 +186,15 @@ class BatchBuilder:
         bad[i] = str(error)
 
 
-def _record_numbers(source: Source, numbers: np.ndarray, seed: int) -> np.ndarray:
+def _record_numbers(
+    source: Source, numbers: np.ndarray, seed: int, repeats: int
+) -> np.ndarray:
     """The record of each global example number."""
     if isinstance(source, MixtureSource):
         return sampler.mixture_record_numbers(
-            numbers, source.sizes, source.shares, seed=seed
+            numbers, source.sizes, source.shares, seed=seed, repeats=repeats
         )
-    return sampler.record_numbers(numbers, len(source), seed=seed)
+    return sampler.record_numbers(numbers, len(source), seed=seed, repeats=repeats)
 
 
 def end_with_parent() -> None:

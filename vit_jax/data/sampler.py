@@ -2,7 +2,8 @@
 
 Nothing is stored and nothing is drawn in sequence: all of it is a function of
 (seed, global example number n), where n = step * batch_size + row. Example n is in
-epoch n // N and is record permutation(seed, epoch)[n % N] of the N records.
+epoch n // N and is record permutation(seed, epoch)[n % N] of the N records, unless
+records are repeated (see `record_numbers`).
 
 These functions are an interface for as long as a run lives: the tests hold golden
 values, and a change here changes every run that is resumed.
@@ -20,6 +21,7 @@ UInt64 = np.ndarray  # dtype uint64
 
 _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = 16
+_REPEATED_AFTER = 8
 
 
 class Stream(enum.IntEnum):
@@ -28,6 +30,10 @@ class Stream(enum.IntEnum):
     ORDER = 0
     CROP = 1
     FLIP = 2
+    AUGMENT = 3
+    JITTER = 4
+    ERASING = 5
+    NOISE = 6
     # The numbers between are left for augmentation.
     MIXTURE = 32
     PART_ORDER = 33
@@ -58,6 +64,11 @@ def stream_key(seed: int, stream: Stream) -> UInt64:
     return random_bits(np.uint64(seed % 2**64), int(stream))
 
 
+def example_keys(seed: int, stream: Stream, numbers: np.ndarray) -> UInt64:
+    """A key, uint64 [b], for one purpose of each example number, int64 [b]."""
+    return random_bits(stream_key(seed, stream), numbers)
+
+
 def uniforms(seed: int, stream: Stream, numbers: np.ndarray, count: int) -> np.ndarray:
     """`count` uniform numbers in [0, 1) for each example number.
 
@@ -70,9 +81,19 @@ def uniforms(seed: int, stream: Stream, numbers: np.ndarray, count: int) -> np.n
     Returns:
         float64 [b, count], multiples of 2**-53. Row i depends on numbers[i] alone.
     """
-    keys = random_bits(stream_key(seed, stream), numbers)  # [b]
+    keys = example_keys(seed, stream, numbers)  # [b]
     bits = random_bits(keys[:, None], np.arange(count))  # [b, count]
     return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def noise(key: UInt64, count: int) -> np.ndarray:
+    """Random bytes, uint8 [count], from the key of one example.
+
+    >>> noise(np.uint64(1234567), 3).tolist()
+    [133, 252, 8]
+    """
+    bits = random_bits(key, np.arange(-(-count // 8)))
+    return bits.astype("<u8").view(np.uint8)[:count]
 
 
 def permute(index: np.ndarray, size: int, *, key: npt.ArrayLike) -> np.ndarray:
@@ -133,16 +154,20 @@ def _add_modulo(x: UInt64, y: UInt64, modulus: np.uint64) -> UInt64:
     return np.where(total >= modulus, total - modulus, total)
 
 
-def record_numbers(numbers: np.ndarray, num_records: int, *, seed: int) -> np.ndarray:
+def record_numbers(
+    numbers: np.ndarray, num_records: int, *, seed: int, repeats: int = 1
+) -> np.ndarray:
     """The record that each global example number shows.
 
-    Every epoch (`num_records` consecutive numbers) shows each record exactly once, in
-    an order of its own.
+    Every epoch (repeats * num_records consecutive numbers) shows each record exactly
+    `repeats` times, in an order of its own. Repetitions are close together, mostly
+    within one batch, but 8 apart: the neighbour that mixup takes is another record.
 
     Args:
         numbers: global example numbers, int64 [b].
         num_records: N.
         seed: the run's seed, any integer.
+        repeats: of each record.
 
     Returns:
         int64 [b] in [0, N).
@@ -150,9 +175,25 @@ def record_numbers(numbers: np.ndarray, num_records: int, *, seed: int) -> np.nd
     >>> sorted(record_numbers(np.arange(6, 9), 3, seed=0).tolist())
     [0, 1, 2]
     """
-    epoch, offset = np.divmod(np.asarray(numbers, np.int64), num_records)
+    numbers = _unrepeated(np.asarray(numbers, np.int64), repeats, num_records)
+    epoch, offset = np.divmod(numbers, num_records)
     key = random_bits(stream_key(seed, Stream.ORDER), epoch)
     return permute(offset, num_records, key=key)
+
+
+def _unrepeated(numbers: np.ndarray, repeats: int, num_records: int) -> np.ndarray:
+    """The numbers of the same examples in a run without repeats, each `repeats` times.
+
+    Epochs are cut into groups of 8 numbers, the last one smaller, each gone through
+    `repeats` times.
+    """
+    if repeats == 1:
+        return numbers
+    epoch, offset = np.divmod(numbers, repeats * num_records)
+    group, place = np.divmod(offset, repeats * _REPEATED_AFTER)
+    first = group * _REPEATED_AFTER
+    size = np.minimum(_REPEATED_AFTER, num_records - first)
+    return epoch * num_records + first + place % size
 
 
 def mixture_parts(
@@ -210,7 +251,12 @@ def _thin(
 
 
 def mixture_record_numbers(
-    numbers: np.ndarray, sizes: Sequence[int], shares: Sequence[Fraction], *, seed: int
+    numbers: np.ndarray,
+    sizes: Sequence[int],
+    shares: Sequence[Fraction],
+    *,
+    seed: int,
+    repeats: int = 1,
 ) -> np.ndarray:
     """The record that each global example number of a mixture shows.
 
@@ -222,10 +268,13 @@ def mixture_record_numbers(
         sizes: number of records of each part.
         shares: see `mixture_parts`.
         seed: the run's seed, any integer.
+        repeats: how often each example is shown, see `record_numbers`; a part's epoch
+            has repeats * sizes[i] of its examples.
 
     Returns:
         int64 [b] in [0, sum(sizes)): the parts' records one after the other.
     """
+    numbers = _unrepeated(np.asarray(numbers, np.int64), repeats, 2**40)  # no end
     part, number = mixture_parts(numbers, shares, seed=seed)
     records = np.empty_like(number)
     key, offset = stream_key(seed, Stream.PART_ORDER), 0

@@ -1,4 +1,6 @@
-"""Crops, flips and resizing: uint8 [h, w, 3] in, uint8 [H, W, 3] out.
+"""From an image to what the model sees: uint8 [h, w, 3] in, uint8 [H, W, 3] out.
+
+In this order: crop and resize, flip, augment, jitter, erase (docs/augmentation.md).
 
 Resizing is bilinear (pixel centres at half-integers) where either side grows, and
 averages over areas (cv2.INTER_AREA, no aliasing) where both sides shrink, unless
@@ -9,13 +11,16 @@ numbers that depend on (seed, global example number) alone.
 """
 
 import dataclasses
+import functools
 import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import cv2
 import numpy as np
 
 from vit_jax.data import sampler
+from vit_jax.data.augment import Box
+from vit_jax.data.augmentation import Augment, Augmentation, Draws, ErasingMode
 from vit_jax.errors import UserError
 
 _ATTEMPTS = 10  # as in torchvision's RandomResizedCrop
@@ -24,25 +29,6 @@ _DEFAULT_ASPECT_RATIO = (3 / 4, 4 / 3)
 _DEFAULT_PADDING = 4
 
 Interpolation = Literal["area", "bilinear"]
-
-
-class Box(NamedTuple):
-    """A rectangle of an image, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-class Draws(NamedTuple):
-    """The random numbers of b examples, or (without the axis b) of one."""
-
-    crop: np.ndarray  # float64 [b, 2 + 2 * attempts] in [0, 1)
-    flip: np.ndarray  # bool [b]
-
-    def row(self, i: int) -> "Draws":
-        return Draws(self.crop[i], self.flip[i])
 
 
 def resize(
@@ -112,7 +98,7 @@ def inception_box(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """Random crop to the image size, then a horizontal flip with probability 1/2.
+    """Random crop to the image size, a flip with probability 1/2, augmentation.
 
     Attributes:
         crop: "inception", a random part resized (see `inception_box`); "pad", resize
@@ -127,6 +113,20 @@ class TrainTransform:
             the default, averages over areas; "bilinear" does not antialias, as
             tf.image.resize in the paper's code, and takes a quarter of the time.
         flip: whether to flip.
+        augment: "randaugment", "autoaugment" (the policy for ImageNet),
+            "trivialaugment" (wide), all three as in torchvision; "randaugment_tf", as
+            in big_vision; "three_augment", of DeiT III; see `vit_jax.data.policies`.
+        num_layers: operations on each image, of a RandAugment; default 2.
+        magnitude: theirs, 0..30; default 9, or 10 for "randaugment_tf".
+        fill: colour of what a rotated or shifted image leaves empty; default black, or
+            grey for "randaugment_tf".
+        color_jitter: (brightness, contrast, saturation, hue): factors in 1 - x .. 1 + x
+            and a turn of -x .. x; default none, or (0.3, 0.3, 0.3, 0) for
+            "three_augment".
+        erasing: probability that a random box is erased.
+        erasing_mode: what is put there: "pixel", noise, uniform in 0..255; "color", one
+            random colour; "const", mid-grey (128); default "pixel".
+        repeats: how often an epoch shows each record, augmented differently.
     """
 
     crop: Literal["inception", "pad", "resize", "none"] = "inception"
@@ -135,8 +135,21 @@ class TrainTransform:
     padding: int | None = None
     interpolation: Interpolation | None = None
     flip: bool = True
+    augment: Augment = "none"
+    num_layers: int | None = None
+    magnitude: int | None = None
+    fill: tuple[int, int, int] | None = None
+    color_jitter: tuple[float, float, float, float] | None = None
+    erasing: float = 0.0
+    erasing_mode: ErasingMode | None = None
+    repeats: int = 1
 
     def __post_init__(self) -> None:
+        _ = self._augmentation  # checks its keys
+        if self.repeats < 1:
+            raise UserError(
+                f"config.data.train.repeats={self.repeats}; expected 1 or more."
+            )
         crops = ("inception", "pad", "resize", "none")
         if self.crop not in crops:
             raise UserError(
@@ -188,6 +201,11 @@ class TrainTransform:
     def _padding(self) -> int:
         return _DEFAULT_PADDING if self.padding is None else self.padding
 
+    @functools.cached_property
+    def _augmentation(self) -> Augmentation:
+        keys = (field.name for field in dataclasses.fields(Augmentation))
+        return Augmentation(**{key: getattr(self, key) for key in keys})
+
     def draw(self, seed: int, numbers: np.ndarray) -> Draws:
         """The random numbers of the examples with these global numbers, int64 [b]."""
         crop = {"inception": 2 + 2 * _ATTEMPTS, "pad": 2}.get(self.crop, 0)
@@ -195,6 +213,7 @@ class TrainTransform:
         return Draws(
             crop=sampler.uniforms(seed, sampler.Stream.CROP, numbers, crop),
             flip=flip if self.flip else np.zeros_like(flip),
+            **self._augmentation.draw(seed, numbers),
         )
 
     def __call__(
@@ -224,11 +243,13 @@ class TrainTransform:
         else:
             _check_size(image, size)
         # A view image[:, ::-1] would be copied a pixel at a time, as slow as resizing.
-        return cv2.flip(image, 1) if draws.flip else image
+        image = cv2.flip(image, 1) if draws.flip else image
+        return self._augmentation(image, draws)
 
     def batches(self, shape: tuple[int, int], size: tuple[int, int]) -> bool:
-        """Whether `call_batch` can do images of `shape`: nothing is resized."""
-        return shape == size and self.crop != "inception"
+        """Whether `call_batch` can do images of `shape`: only cropped and flipped."""
+        whole = shape == size and self.crop != "inception"
+        return whole and not self._augmentation.active
 
     def call_batch(self, images: np.ndarray, draws: Draws | None) -> np.ndarray:
         """All images of one size at once: uint8 [b, h, w, c] in and out.
