@@ -1,7 +1,8 @@
 """A bar for what takes long: how much is done, how fast, how long it will take."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import tqdm
 
@@ -29,3 +30,19 @@ def of_reading(path: os.PathLike | str) -> Callable[[int, int], None]:
             bar.close()
 
     return update
+
+
+@contextlib.contextmanager
+def of_images(what: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A function of a number of images, which have been done since its last call.
+
+    The bar is shown once it has taken 10 seconds.
+    """
+    with tqdm.tqdm(
+        desc=what, total=total, unit=" images", delay=10, leave=False, disable=quiet
+    ) as bar:
+
+        def tell(count: int) -> None:
+            bar.update(count)
+
+        yield tell

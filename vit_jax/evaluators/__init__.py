@@ -3,14 +3,25 @@
 from vit_jax.evaluators import records
 from vit_jax.evaluators.base import Evaluator, Examples, Result
 from vit_jax.evaluators.classification import Classification
+from vit_jax.evaluators.fewshot import FewShot
+from vit_jax.evaluators.knn import KNN
+from vit_jax.evaluators.linear_probe import LinearProbe
 
-EVALUATORS = {"classification": Classification}
+EVALUATORS = {
+    "classification": Classification,
+    "fewshot": FewShot,
+    "knn": KNN,
+    "linear_probe": LinearProbe,
+}
 
 __all__ = [
     "EVALUATORS",
+    "KNN",
     "Classification",
     "Evaluator",
     "Examples",
+    "FewShot",
+    "LinearProbe",
     "Result",
     "records",
 ]
