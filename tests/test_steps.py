@@ -144,30 +144,3 @@ def test_a_step_that_went_wrong_says_so(bad: float) -> None:
     state.params["kernel"] = state.params["kernel"].at[0, 0].set(bad)
     assert not run(make_batch(), state)[1]["finite"]
     assert run(make_batch())[1]["finite"]
-
-
-@pytest.mark.parametrize("multi_hot", [False, True])
-def test_eval_step(multi_hot: bool) -> None:
-    batch = make_batch()
-    batch["mask"][5:] = False
-    name = "sigmoid_xent" if multi_hot else "softmax_xent"
-    labels = np.eye(CLASSES, dtype=np.float32)[batch["label"]]
-    if multi_hot:
-        labels[:, 0] = 1.0
-        batch["label"] = labels
-    step = steps.make_eval_step(
-        linear, loss=losses.make(name=name), num_classes=CLASSES, mean=MEAN, std=STD
-    )
-    params = make_state(optax.sgd(0.5)).params
-    sums = jax.jit(step)(params, batch)
-
-    features = ((batch["image"] / 255.0 - MEAN) / STD).mean((1, 2))
-    logits = features @ np.asarray(params["kernel"], np.float64)
-    right = labels[np.arange(8), logits.argmax(-1)] > 0
-    each = -(labels * special.log_softmax(logits, -1)).sum(-1)
-    if multi_hot:
-        of_each = labels * special.log_expit(logits)
-        each = -(of_each + (1 - labels) * special.log_expit(-logits)).sum(-1)
-    assert sums["correct"] == right[:5].sum()
-    assert sums["examples"] == 5
-    np.testing.assert_allclose(sums["loss"], each[:5].sum(), rtol=1e-5)

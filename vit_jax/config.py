@@ -95,6 +95,7 @@ def owners(path: str, given: Plain) -> list[Callable[..., Any]]:
     # Imported here: main shows --help and refuses a missing file without jax.
     from vit_jax import checkpoints, data, evaluators, layouts, losses, models, optim
     from vit_jax.data import transforms
+    from vit_jax.data.sources import mixture
     from vit_jax.distillation import Distillation
     from vit_jax.run import Run
 
@@ -110,6 +111,8 @@ def owners(path: str, given: Plain) -> list[Callable[..., Any]]:
             return [models.create, pick(path, "name", given, models.MODELS)]
         case ["data"]:
             return [data.make]
+        case ["data", "mixture", _]:
+            return [mixture.open_part]
         case ["data", "train"] | ["train"]:
             return [transforms.TrainTransform]
         case ["data", "eval"] | ["eval"]:
@@ -212,7 +215,7 @@ def complete(given: Plain, path: str = "") -> Plain:
 def _complete_section(where: str, given: Any) -> Plain:
     if not isinstance(given, dict):
         raise UserError(f"config.{where} is {given!r}: it is a section, not a value")
-    if where == "evals":  # names are the user's own
+    if has_own_names(where):
         return {name: complete(g, join(where, name)) for name, g in given.items()}
     if where.startswith("evals.") and where.count(".") == 2:
         # What an evaluation says of its data is laid over config.data when it is
@@ -220,6 +223,11 @@ def _complete_section(where: str, given: Any) -> Plain:
         checked = complete({"name": "", **given}, where)
         return {name: _only(checked[name], given[name]) for name in given}
     return complete(given, where)
+
+
+def has_own_names(where: str) -> bool:
+    """Whether the names in a section are the user's own, each with a section."""
+    return where == "evals" or where.endswith("data.mixture")
 
 
 def _only(checked: Any, given: Any) -> Any:
@@ -237,16 +245,16 @@ def override(config: Plain, path: str, text: str) -> None:
     *parents, last = path.split(".")
     section, where = config, ""
     for name in parents:
-        keys = config["evals"] if where == "evals" else schema(where, section)
+        keys = section if has_own_names(where) else schema(where, section)
         if name not in keys:
             raise UserError(
                 f"--config.{path}: config.{join(where, name)} is not a section; "
                 + did_you_mean(name, keys)
             )
-        if where != "evals" and not is_section(keys[name].type):
+        if not has_own_names(where) and not is_section(keys[name].type):
             raise UserError(f"--config.{path}: config.{join(where, name)} is a value")
         section, where = section.setdefault(name, {}), join(where, name)
-    if where == "evals":
+    if has_own_names(where):
         raise UserError(f"--config.{path} is a section; set one of its keys")
     keys = schema(where, section)
     if last not in keys:

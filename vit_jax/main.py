@@ -2,6 +2,7 @@
 
   --config.KEY=VALUE   overrides a key of the config, such as --config.seed=1
   --evaluate_only      evaluates the workdir's checkpoint, or --config.init_from
+  --evals=NAME,...     with it: these of config.evals, not all
 
 One of several processes is given the same, and where it stands, unless a TPU pod,
 Slurm, Kubernetes or Open MPI says so:
@@ -14,6 +15,7 @@ The keys and their values stand in DIR/config.json; the README says more.
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags, logging
 
@@ -24,6 +26,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("config", None, "Recipe: PATH.py or PATH.py:ARG.")
 flags.DEFINE_string("workdir", None, "Directory of the run; may be in an object store.")
 flags.DEFINE_bool("evaluate_only", False, "Evaluate a checkpoint and stop.")
+flags.DEFINE_list("evals", None, "Names in config.evals, with --evaluate_only.")
 flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
 flags.DEFINE_integer("num_processes", None, "Processes of the run.")
 flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
@@ -37,13 +40,25 @@ def parse(argv: Sequence[str]) -> list[tuple[str, str]]:
     except flags.Error as error:
         raise errors.UserError(str(error)) from error
     if rest:
-        names = ["--config", "--workdir", "--evaluate_only", *cluster.FLAGS]
+        known = ["--config", "--workdir", "--evaluate_only", "--evals"]
+        names = [*known, *cluster.FLAGS]
         hint = errors.did_you_mean(rest[0].partition("=")[0], names)
         raise errors.UserError(f"{rest[0]} is not a flag; {hint}")
     if FLAGS.config is None or FLAGS.workdir is None:
         raise errors.UserError(f"--config and --workdir are both needed:\n\n{__doc__}")
     pairs = [a.removeprefix("--config.").partition("=") for a in overrides]
     return [(key, text) for key, _, text in pairs]
+
+
+def chosen(evals: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The evaluations that --evals names."""
+    if not FLAGS.evaluate_only:
+        raise errors.UserError("--evals goes with --evaluate_only: training does all")
+    for name in names:
+        if name not in evals:
+            hint = errors.did_you_mean(name, evals)
+            raise errors.UserError(f'--evals: config.evals has no "{name}"; {hint}')
+    return {name: evals[name] for name in names}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -62,6 +77,8 @@ def main(argv: Sequence[str]) -> int:
             FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id
         )
         config = configs.load(FLAGS.config, overrides).to_dict()
+        if FLAGS.evals is not None:
+            config["evals"] = chosen(config["evals"], FLAGS.evals)
         # Slow to import: after the config is good.
         from vit_jax import distributed, train, workdirs
 

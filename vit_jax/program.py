@@ -46,6 +46,7 @@ class Program:
       initialize: a function without arguments that computes the state at step 0.
       abstract_state: its shapes, types and shardings.
       abstract_batch: those of a global batch.
+      eval_loss: the loss of evaluations.
     """
 
     def __init__(
@@ -131,19 +132,7 @@ class Program:
         )
         self.teacher = teacher
         # Without smoothing, so that it can be compared with other people's.
-        self._eval_loss = losses.make(**{**loss, "label_smoothing": 0.0})
-
-    def make_eval_step(
-        self, *, mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> steps.EvalStep:
-        """The evaluation step for images with this mean and standard deviation."""
-        return steps.make_eval_step(
-            self.model.apply,
-            loss=self._eval_loss,
-            num_classes=self.num_classes,
-            mean=mean,
-            std=std,
-        )
+        self.eval_loss = losses.make(**{**loss, "label_smoothing": 0.0})
 
     def trace_train_step(self) -> jax.stages.Traced:
         """The training step as JAX sees it."""

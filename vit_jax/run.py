@@ -100,6 +100,11 @@ class Run:
         self.model_fields = model
         self.checkpoint = checkpoint
 
+        if data["mixture"] and data["name"] != "mixture":
+            raise UserError(
+                f'config.data.mixture has no effect with config.data.name="'
+                f'{data["name"]}": set config.data.name="mixture", or remove the parts'
+            )
         self.dataset = datasets.make(**data)
         self.num_classes = head_width(model["num_classes"], self.dataset.num_classes)
         self.total_steps = resolve_steps(

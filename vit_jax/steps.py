@@ -1,4 +1,4 @@
-"""The training step and the evaluation step: pure functions of (state, batch).
+"""The training step, a pure function of (state, batch), and how steps are compiled.
 
 `trace_train_step` is the only `jax.jit` of the training step.
 
@@ -199,45 +199,6 @@ def average(
         return None
     decay_now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return optax.incremental_update(params, ema_params, 1.0 - decay_now)
-
-
-def make_eval_step(
-    apply: Callable[..., Any],
-    *,
-    loss: Any,
-    num_classes: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> EvalStep:
-    """A pure function (params, batch) -> sums over the examples with a true mask.
-
-    `correct` counts the examples whose highest logit is (one of) their label(s).
-    """
-
-    def eval_step(params: Params, batch: Batch) -> Scalars:
-        images = normalize(batch["image"], jnp.array(mean), jnp.array(std))
-        logits = apply({"params": params}, images, train=False)
-        mask = batch["mask"]
-        losses = loss(logits, loss.targets(batch["label"], num_classes))
-        return {
-            "correct": jnp.sum(hits(logits, batch["label"]) & mask, dtype=jnp.int32),
-            "loss": jnp.sum(jnp.where(mask, losses, 0.0)),
-            "examples": jnp.sum(mask, dtype=jnp.int32),
-        }
-
-    return eval_step
-
-
-def hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """bool [b]: the highest of the logits [b, k] is a label (int [b] or 0/1 [b, k]).
-
-    >>> hits(jnp.array([[0., 1.], [0., 1.]]), jnp.array([1, 0]))
-    Array([ True, False], dtype=bool)
-    """
-    best = jnp.argmax(logits, axis=-1)
-    if labels.ndim == 1:
-        return best == labels
-    return jnp.take_along_axis(labels, best[:, None], axis=-1)[:, 0] > 0.5
 
 
 def trace_train_step(

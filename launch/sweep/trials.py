@@ -157,7 +157,7 @@ def shown(value: Any) -> str:
 
 def falls(metric: str) -> bool:
     """Whether less is better; the same rule as for `config.checkpoint.best`."""
-    return metric.endswith("loss")
+    return metric.endswith(("loss", "error"))
 
 
 def look(trial: Trial, metric: str) -> Status:

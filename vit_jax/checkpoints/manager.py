@@ -59,8 +59,8 @@ class Checkpoints:
           keep: the newest so many are kept.
           keep_period: checkpoints of steps that this divides are kept for good.
           best: a result of an evaluation, such as "test/accuracy" or "test/loss";
-            whenever it improves the step is saved, and the best one is kept. A loss
-            improves when it falls, all else when it grows.
+            whenever it improves the step is saved, and the best one is kept. What
+            ends in "loss" or "error" improves when it falls, all else when it grows.
         """
         if every < 1 or keep < 1 or (keep_period is not None and keep_period < 1):
             raise UserError(
@@ -71,7 +71,8 @@ class Checkpoints:
         self.every, self.best, self.directory = every, best, directory
         self.position = Position(stream=stream)
         self._config = config
-        self._better = operator.lt if (best or "").endswith("loss") else operator.gt
+        falls = (best or "").endswith(("loss", "error"))
+        self._better = operator.lt if falls else operator.gt
         policies = ocp.checkpoint_managers
         preserved: list[Any] = [policies.LatestN(keep), _Best(self)]
         if keep_period is not None:

@@ -10,6 +10,7 @@ from vit_jax.data.builder import Batch
 from vit_jax.data.dataset import Dataset
 from vit_jax.data.decode import to_rgb
 from vit_jax.data.sources import Source, open_source
+from vit_jax.data.sources.mixture import open_mixture
 from vit_jax.data.transforms import EvalTransform, TrainTransform
 from vit_jax.errors import UserError
 
@@ -23,6 +24,8 @@ __all__ = [
     "to_rgb",
 ]
 
+_NO_PARTS: dict[str, Any] = {}
+
 
 def make(
     *,
@@ -30,34 +33,43 @@ def make(
     data_dir: str | None = None,
     split: str = "train",
     image_size: int | tuple[int, int] = 224,
-    image_key: str = "image",
-    label_key: str = "label",
+    image_key: str | None = None,
+    label_key: str | None = None,
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
     std: tuple[float, float, float] = (0.5, 0.5, 0.5),
     num_workers: int | None = None,
     num_threads: int | None = None,
+    mixture: dict[str, Any] = _NO_PARTS,
     train: dict[str, Any],
     eval: dict[str, Any],  # the name of the config's section
 ) -> Dataset:
     """Opens a split of a dataset.
 
     Args:
-        name: "fashion_mnist_mini", which comes with the package; "folder", images in
-            data_dir/SPLIT/CLASS/; "idx", the files of MNIST; "npz", a NumPy archive;
-            or a TFDS dataset that is prepared under data_dir, such as "imagenet2012",
-            "imagenet2012:5.1.0" or "oxford_iiit_pet", as tfrecord or array_record.
+        name: a dataset of docs/datasets.md or any other that TFDS has prepared under
+            data_dir, such as "imagenet2012", "imagenet2012:5.1.0", "vtab/dtd" or
+            "imagenet_v2/topimages", as tfrecord or array_record. Or "folder", images
+            in data_dir/SPLIT/CLASS/; "idx", the files of MNIST; "npz", a NumPy
+            archive; "array_record", files of records that have no dataset_info.json.
+            Or "mixture", several of these.
         data_dir: where it lies; for "npz" the file itself. For TFDS the default is
-            $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+            $TFDS_DATA_DIR, else ~/tensorflow_datasets; the dataset's own folder, the
+            one with dataset_info.json, may be given too.
         split: such as "train", "train[:99%]", "test[10%:20%]", "train+validation",
-            with the rounding of TFDS.
+            with the rounding of TFDS; for vtab/NAME also "train800", "val200",
+            "train800val200" and its "test".
         image_size: of the batches, pixels: one side of a square, or (height, width).
-        image_key: the image's name in a TFDS dataset.
-        label_key: the label's.
+        image_key: the image's name in a TFDS dataset; default: as the catalog says,
+            else "image".
+        label_key: the label's; default: as the catalog says, else "label".
         mean: of the channels, in [0, 1], for the normalisation on the device.
         std: likewise.
         num_workers: processes that build batches beside this one; default: none,
             except for image files on machines with many cores.
         num_threads: threads that read images in each process; default: from the cores.
+        mixture: {NAME: keyword arguments of `sources.mixture.open_part`}, the parts of
+            name="mixture"; each gives its share of the examples, at places and in an
+            order that depend on the seed alone, in epochs of its own.
         train: keyword arguments of `TrainTransform`.
         eval: keyword arguments of `EvalTransform`.
 
@@ -79,13 +91,16 @@ def make(
             )
     train_transform, eval_transform = TrainTransform(**train), EvalTransform(**eval)
     eval_transform.check_size(size)
-    source = open_source(
-        name=name,
-        data_dir=data_dir,
-        split=split,
-        image_key=image_key,
-        label_key=label_key,
-    )
+    if name == "mixture" and image_key is None and label_key is None:
+        source = open_mixture(mixture, data_dir=data_dir, split=split)
+    else:
+        source = open_source(
+            name=name,
+            data_dir=data_dir,
+            split=split,
+            image_key=image_key,
+            label_key=label_key,
+        )
     workers, threads = pipeline.parallelism(in_memory=source.in_memory)
     return Dataset(
         source=source,

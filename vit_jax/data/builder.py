@@ -13,6 +13,7 @@ import numpy as np
 from vit_jax.data import sampler
 from vit_jax.data.sources import Source
 from vit_jax.data.sources.arrays import ArraySource
+from vit_jax.data.sources.mixture import MixtureSource
 from vit_jax.data.transforms import Draws, EvalTransform, TrainTransform
 from vit_jax.errors import UserError
 
@@ -71,7 +72,7 @@ class BatchBuilder:
             records, draws = np.where(mask, numbers, 0), None
         else:
             mask = np.ones(len(numbers), bool)
-            records = sampler.record_numbers(numbers, len(self.source), seed=self.seed)
+            records = _record_numbers(self.source, numbers, self.seed)
             draws = self.transform.draw(self.seed, numbers)
         if self._gathers():
             image, label = self._gather(records, draws)
@@ -123,6 +124,15 @@ class BatchBuilder:
         for _ in self._pool.map(read, np.array_split(rows, chunks) if chunks else []):
             pass  # raises the first error, in the order of the rows
         return image, label
+
+
+def _record_numbers(source: Source, numbers: np.ndarray, seed: int) -> np.ndarray:
+    """The record of each global example number."""
+    if isinstance(source, MixtureSource):
+        return sampler.mixture_record_numbers(
+            numbers, source.sizes, source.shares, seed=seed
+        )
+    return sampler.record_numbers(numbers, len(source), seed=seed)
 
 
 def _end_with_parent() -> None:

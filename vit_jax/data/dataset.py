@@ -7,6 +7,7 @@ import numpy as np
 from vit_jax.data import pipeline
 from vit_jax.data.builder import BatchBuilder
 from vit_jax.data.sources import Source
+from vit_jax.data.sources.mixture import MixtureSource
 from vit_jax.data.transforms import EvalTransform, TrainTransform
 from vit_jax.errors import UserError
 
@@ -83,7 +84,7 @@ class Dataset:
 
         Global example number n = step * batch_size + row is in epoch n // N: every N
         of them show each record once, and a batch may hold the end of one epoch and
-        the start of the next.
+        the start of the next. In a mixture each part has epochs of its own.
 
         Returns:
             An iterator with `close()`. Batches are built ahead from the first `next`.
@@ -114,6 +115,11 @@ class Dataset:
                 has too few classes.
         """
         known = self.num_classes
+        if not train and isinstance(self.source, MixtureSource):
+            raise UserError(
+                'config.data.name="mixture" is for training: an evaluation needs '
+                "config.evals.NAME.data.name, one dataset"
+            )
         if known is not None and self.source.multi_hot and known != num_classes:
             raise UserError(
                 f"{self.source.name} has labels over {known} classes, the model's head "

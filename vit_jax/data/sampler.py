@@ -10,6 +10,8 @@ values, and a change here changes every run that is resumed.
 
 import enum
 import math
+from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,9 @@ class Stream(enum.IntEnum):
     ORDER = 0
     CROP = 1
     FLIP = 2
+    # The numbers between are left for augmentation.
+    MIXTURE = 32
+    PART_ORDER = 33
 
 
 def random_bits(key: npt.ArrayLike, counter: npt.ArrayLike) -> UInt64:
@@ -148,3 +153,84 @@ def record_numbers(numbers: np.ndarray, num_records: int, *, seed: int) -> np.nd
     epoch, offset = np.divmod(np.asarray(numbers, np.int64), num_records)
     key = random_bits(stream_key(seed, Stream.ORDER), epoch)
     return permute(offset, num_records, key=key)
+
+
+def mixture_parts(
+    numbers: np.ndarray, shares: Sequence[Fraction], *, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which part of a mixture each example comes from, and its number in that part.
+
+    The example numbers are cut into cells of 1 / share numbers on average, and each
+    cell gives one example, at a random place, to the first part. What is left over is
+    numbered anew and given to the others in the same way. So of the first n examples
+    each of k parts has its share of n to within k - 1 examples, for every n; of n
+    examples anywhere, to within 2 (k - 1). In the long run shares are exact.
+
+    Args:
+        numbers: global example numbers, int64 [b].
+        shares: of each part; their sum is 1. Denominators are below 2**31.
+        seed: the run's seed, any integer.
+
+    Returns:
+        The part, int64 [b] in [0, len(shares)), and the example's number among those
+        of its part, int64 [b]: 0, 1, 2, ... in the order of `numbers`.
+
+    >>> part, number = mixture_parts(np.arange(6), [Fraction(1, 3), Fraction(2, 3)],
+    ...                              seed=0)
+    >>> [number[part == p].tolist() for p in (0, 1)]
+    [[0, 1], [0, 1, 2, 3]]
+    """
+    key = stream_key(seed, Stream.MIXTURE)
+    number = np.array(numbers, np.int64)
+    part = np.full(number.shape, len(shares) - 1, np.int64)
+    rest, left = np.arange(len(number)), Fraction(1)
+    for i, share in enumerate(shares[:-1]):
+        mine, count = _thin(number[rest], share / left, random_bits(key, i))
+        part[rest[mine]] = i
+        number[rest] = np.where(mine, count, number[rest] - count)
+        rest, left = rest[~mine], left - share
+    return part, number
+
+
+def _thin(
+    numbers: np.ndarray, share: Fraction, key: UInt64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which numbers are chosen, one in each cell, and how many are chosen before each.
+
+    With share = p / q, cell c is the numbers n with floor(n p / q) = c.
+    """
+    p, q = share.numerator, share.denominator
+    cell = numbers // q * p + numbers % q * p // q  # floor(n p / q), no overflow
+    first, after = (c // p * q - (-(c % p) * q // p) for c in (cell, cell + 1))
+    bits = (random_bits(key, cell) >> np.uint64(32)).astype(np.int64)
+    # A cell has at most q numbers, q < 2**31: the product is below 2**63.
+    chosen = first + ((bits * (after - first)) >> 32)
+    return numbers == chosen, cell + (chosen < numbers)
+
+
+def mixture_record_numbers(
+    numbers: np.ndarray, sizes: Sequence[int], shares: Sequence[Fraction], *, seed: int
+) -> np.ndarray:
+    """The record that each global example number of a mixture shows.
+
+    Within a part, its examples go through epochs of their own: every sizes[i] of them
+    show each of its records exactly once.
+
+    Args:
+        numbers: global example numbers, int64 [b].
+        sizes: number of records of each part.
+        shares: see `mixture_parts`.
+        seed: the run's seed, any integer.
+
+    Returns:
+        int64 [b] in [0, sum(sizes)): the parts' records one after the other.
+    """
+    part, number = mixture_parts(numbers, shares, seed=seed)
+    records = np.empty_like(number)
+    key, offset = stream_key(seed, Stream.PART_ORDER), 0
+    for i, size in enumerate(sizes):
+        epoch, place = np.divmod(number[part == i], size)
+        order = random_bits(random_bits(key, i), epoch)
+        records[part == i] = offset + permute(place, size, key=order)
+        offset += size
+    return records

@@ -33,21 +33,54 @@ def split_names(split: str) -> list[str]:
     return [_match(part, split)["name"] for part in split.split("+")]
 
 
-def resolve(split: str, sizes: Mapping[str, int], *, where: str) -> list[Range]:
+def resolve(
+    split: str,
+    sizes: Mapping[str, int],
+    *,
+    where: str,
+    named: Mapping[str, str] | None = None,
+) -> list[Range]:
     """The records that a split expression means.
 
     Args:
         split: the expression.
         sizes: number of records of each split that exists.
         where: what the splits belong to, for error messages.
+        named: more splits, by expressions of those that exist; they go first.
 
     Raises:
         UserError: bad syntax, a split that does not exist, or nothing left of one.
 
     >>> resolve("train[:99%]", {"train": 8000}, where="mnist")
     [Range(name='train', start=0, stop=7920)]
+    >>> resolve("val", {"train": 99}, where="mnist", named={"val": "train[90:]"})
+    [Range(name='train', start=90, stop=99)]
     """
-    return [_resolve_part(part, split, sizes, where) for part in split.split("+")]
+    if not named:
+        return [_resolve_part(part, split, sizes, where) for part in split.split("+")]
+    means = {
+        name: resolve(named[name], sizes, where=where)
+        for name in split_names(split)
+        if name in named
+    }
+    every = {**sizes, **dict.fromkeys(named, 0)}
+    every |= {name: sum(r.stop - r.start for r in means[name]) for name in means}
+    ranges: list[Range] = []
+    for part in resolve(split, every, where=where):
+        ranges += _cut(means[part.name], part) if part.name in means else [part]
+    return ranges
+
+
+def _cut(ranges: list[Range], part: Range) -> list[Range]:
+    """Records part.start .. part.stop-1 of these ranges, one after the other."""
+    result, first = [], 0
+    for r in ranges:
+        start = r.start + max(part.start - first, 0)
+        stop = min(r.stop, r.start + part.stop - first)
+        first += r.stop - r.start
+        if start < stop:
+            result.append(Range(r.name, start, stop))
+    return result
 
 
 def _match(part: str, split: str) -> re.Match[str]:

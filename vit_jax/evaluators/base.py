@@ -3,8 +3,8 @@
 import abc
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -16,8 +16,10 @@ from vit_jax.errors import UserError
 from vit_jax.program import Program
 from vit_jax.state import Params
 
+T = TypeVar("T")
+
 # Keys of `config.data` that change no result.
-_WITHOUT_EFFECT = ("train", "num_workers", "num_threads")
+_WITHOUT_EFFECT = ("train", "mixture", "num_workers", "num_threads")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Evaluator(abc.ABC):
 
     @abc.abstractmethod
     def result_names(self) -> list[str]:
-        """The names of the scalars that `run` returns."""
+        """The names of the scalars that `run` returns, once `check` has been called."""
 
     @abc.abstractmethod
     def run(self, params: Params, check: Callable[[], None]) -> Result:
@@ -96,6 +98,20 @@ class Evaluator(abc.ABC):
           params: of the model, laid out as those that `check` was given.
           check: called once a batch; what it raises ends the evaluation.
         """
+
+
+def a_batch_late(results: Iterable[T]) -> Iterator[T]:
+    """The same, each once the next has been started, so that no device waits.
+
+    >>> list(a_batch_late(iter("abc")))
+    ['a', 'b', 'c']
+    """
+    results = iter(results)
+    for before in results:
+        for result in results:
+            yield before
+            before = result
+        yield before
 
 
 class Examples:
@@ -141,6 +157,7 @@ class Examples:
         section: dict[str, Any] = {**training_data, **data, "split": split}
         if "eval" in data:
             section["eval"] = {**training_data["eval"], **data["eval"]}
+        self.name: str = section["name"]
         self.dataset = datasets.make(**section)
         self.mesh = mesh
         self._section, self._where = section, where

@@ -1,16 +1,20 @@
-"""Accuracy and loss over a split; every example counts exactly once."""
+"""Accuracy, loss and calibration over a split; every example counts exactly once."""
 
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax import steps
-from vit_jax.evaluators.base import Evaluator, Examples, Result
+from vit_jax.data import catalog
+from vit_jax.errors import UserError
+from vit_jax.evaluators import confusion, scores
+from vit_jax.evaluators.base import Evaluator, Examples, Result, a_batch_late
 from vit_jax.program import Program
 from vit_jax.state import Params
+
+# With more classes than this a record holds no matrix of them.
+_CLASSES_IN_RECORD = 100
 
 
 class Classification(Evaluator):
@@ -27,6 +31,7 @@ class Classification(Evaluator):
         every: int | None = None,
         split: str = "test",
         batch_size: int | None = None,
+        classes: tuple[int, ...] | None = None,
         data: dict[str, Any],
     ) -> None:
         """Opens the data.
@@ -40,53 +45,84 @@ class Classification(Evaluator):
           every: steps between evaluations; None is once, at the end.
           split: of the data.
           batch_size: global.
+          classes: the model chooses between these alone. None: between those that the
+            dataset shows, which are 200 for ImageNet-A and -R, as their authors do;
+            of other datasets all.
           data: keys of `config.data` that differ for this evaluation.
         """
         super().__init__(name, every)
-        self._protocol = {"type": type}
+        self._where = f"config.evals.{name}"
         self.examples = Examples(
             mesh,
             training_data,
             training_batch_size,
-            where=f"config.evals.{name}",
+            where=self._where,
             split=split,
             batch_size=batch_size,
             data=data,
         )
+        entry = catalog.find(self.examples.name)
+        present = None if entry is None else entry.classes_present
+        self._classes = present if classes is None else classes
+        self._protocol = {"type": type, "classes": self._classes}
 
     def check(self, num_classes: int, program: Program, params: Params) -> None:
+        self._check_classes(num_classes)
         self.examples.check(num_classes)
+        self._num_classes = num_classes if self._classes is None else len(self._classes)
         dataset = self.examples.dataset
-        step = program.make_eval_step(mean=dataset.mean, std=dataset.std)
+        step = scores.make_step(program, dataset, classes=self._classes)
         self._to_compile = step, params, self.examples.try_step(step, params)
+
+    def _check_classes(self, num_classes: int) -> None:
+        if self._classes is None:
+            return
+        numbers = set(self._classes)
+        if len(numbers) < max(len(self._classes), 2) or not numbers <= set(
+            range(num_classes)
+        ):
+            raise UserError(
+                f"{self._where}.classes should be two or more different classes, of "
+                f"the model's 0..{num_classes - 1}; it has {len(self._classes)}, from "
+                f"{min(numbers, default=None)} to {max(numbers, default=None)}"
+            )
 
     def compile(self) -> None:
         step, params, batch = self._to_compile
         self._step = steps.compile_eval_step(step, self.examples.mesh, params, batch)
 
     def result_names(self) -> list[str]:
-        return [f"{self.name}/{what}" for what in ("accuracy", "loss", "examples")]
+        names = scores.scalar_names(self._num_classes)
+        return [f"{self.name}/{what}" for what in names]
 
     def run(self, params: Params, check: Callable[[], None]) -> Result:
-        totals = {"correct": 0, "loss": 0.0, "examples": 0}
-        pending: dict[str, jax.Array] | None = None
-        for batch in self.examples.batches(check):
-            sums = self._step(params, batch)
-            if pending is not None:  # read a batch late: the device does not wait
-                add(totals, pending)
-            pending = sums
-        if pending is not None:
-            add(totals, pending)
-        count = totals["examples"]
-        scalars = {
-            f"{self.name}/accuracy": totals["correct"] / count,
-            f"{self.name}/loss": totals["loss"] / count,
-            f"{self.name}/examples": int(count),
+        dataset = self.examples.dataset
+        multi_hot = dataset.label_classes is not None
+        totals = scores.Totals(self._num_classes, multi_hot=multi_hot)
+        batches = self.examples.batches(check)
+        for rows in a_batch_late(self._step(params, batch) for batch in batches):
+            totals.add(rows)
+        totals.check(self._where)
+        scalars = {f"{self.name}/{k}": v for k, v in totals.scalars().items()}
+        record = {
+            "protocol": self._protocol,
+            **self.examples.describe(),
+            "left_out": dataset.num_examples - totals.examples,
+            **totals.record(),
         }
-        return Result(scalars, {**self._protocol, **self.examples.describe()})
+        if totals.confusion is None:
+            return Result(scalars, record)
+        names = self._class_names()
+        if self._num_classes <= _CLASSES_IN_RECORD:
+            record |= {"class_names": names, "confusion": totals.confusion}
+        return Result(
+            scalars, record, {"confusion": confusion.draw(totals.confusion, names)}
+        )
 
-
-def add(totals: dict[str, Any], sums: dict[str, jax.Array]) -> None:
-    """Adds sums from the device to Python numbers: exact ints, float64 losses."""
-    for name, value in jax.device_get(sums).items():
-        totals[name] += np.asarray(value).item()
+    def _class_names(self) -> list[str] | None:
+        """Of the classes that are told apart; numbers where the data knows no name."""
+        names = self.examples.dataset.label_names
+        classes = self._classes or range(self._num_classes)
+        if names is None:
+            return None if self._classes is None else [str(i) for i in classes]
+        return [names[i] if i < len(names) else str(i) for i in classes]

@@ -4,8 +4,7 @@ Memory: the representations of both splits lie whole in each process's memory, n
 x d features x 4 bytes: 3.9 GB for the 1.28 million images of ImageNet and B/16's 768.
 """
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax import distributed, progress, sharding, steps
 from vit_jax.errors import UserError
-from vit_jax.evaluators.base import Evaluator, Examples
+from vit_jax.evaluators.base import Evaluator, Examples, a_batch_late
 from vit_jax.program import Program
 from vit_jax.state import Params
 
@@ -202,7 +201,8 @@ def represent(
     quiet = not distributed.is_first()
     with progress.of_images("Representing", total, quiet=quiet) as tell:
         batches = examples.batches(check)
-        for found in fetched(step(params, batch) for batch in batches):
+        for results in a_batch_late(step(params, batch) for batch in batches):
+            found = jax.device_get(results)
             if features is None:
                 features = np.empty((total, found["features"].shape[1]), np.float32)
             mask = found["mask"]
@@ -213,13 +213,6 @@ def represent(
             done = end
     assert features is not None, "a dataset without an example"
     return Represented(features[:done], labels[:done])
-
-
-def fetched(results: Iterable[dict[str, jax.Array]]) -> Iterator[dict[str, Any]]:
-    """Results on the host, each once the next has begun: the devices do not wait."""
-    ahead = itertools.chain(results, [None])
-    for result, _ in itertools.pairwise(ahead):
-        yield jax.device_get(result)
 
 
 def agreed(counts: Sequence[int]) -> list[int]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from vit_jax.errors import UserError
 
-BUILT_IN = ("fashion_mnist_mini", "folder", "idx", "npz")
+BUILT_IN = ("fashion_mnist_mini", "folder", "idx", "npz", "array_record", "mixture")
 
 
 class Source(Protocol):
@@ -45,19 +45,29 @@ class Source(Protocol):
 
 
 def open_source(
-    *, name: str, data_dir: str | None, split: str, image_key: str, label_key: str
+    *,
+    name: str,
+    data_dir: str | None,
+    split: str,
+    image_key: str | None = None,
+    label_key: str | None = None,
 ) -> Source:
     """Opens `split` of a dataset; see `vit_jax.data.make` for the names."""
-    if name in BUILT_IN:
+    if name in BUILT_IN and name != "array_record":
         for key, value, default in (
             ("image_key", image_key, "image"),
             ("label_key", label_key, "label"),
         ):
-            if value != default:
+            if value not in (None, default):
                 raise UserError(
                     f'config.data.{key}="{value}" has no effect with '
-                    f'config.data.name="{name}"; leave it at "{default}".'
+                    f'config.data.name="{name}"; set it to None.'
                 )
+    if name == "mixture":
+        raise UserError(
+            'config.data.name="mixture" is for training only, and not within a '
+            "mixture; name one dataset here."
+        )
     if name == "fashion_mnist_mini":
         if data_dir is not None:
             raise UserError(
@@ -90,6 +100,12 @@ def open_source(
         from vit_jax.data.sources import idx
 
         return idx.open_idx(data_dir, split)
+    if name == "array_record":
+        from vit_jax.data.sources import sharded
+
+        return sharded.open_sharded(
+            data_dir, split=split, image_key=image_key, label_key=label_key
+        )
     from vit_jax.data.sources import npz
 
     return npz.open_npz(data_dir, split)

@@ -74,12 +74,30 @@ class ArrayRecords:
         return reader
 
 
-def _open_array_record(shard: Shard) -> Any:
+def count_array_records(path: str) -> int:
+    """How many records an array_record file has.
+
+    Raises:
+        UserError: if it is not one, or is cut short.
+    """
+    reader = _reader_of(path)
+    if not reader.ok():  # it raises nothing, and would say 0
+        raise UserError(
+            f"{path} cannot be read: it is cut short or no array_record; copy it again."
+        )
+    return reader.num_records()
+
+
+def _reader_of(path: str) -> Any:
     # A binary module, which type checkers cannot look into.
     module = importlib.import_module("array_record.python.array_record_module")
-    reader = module.ArrayRecordReader(
-        shard.path, options="readahead_buffer_size:0,max_parallelism:0"
+    return module.ArrayRecordReader(
+        path, options="readahead_buffer_size:0,max_parallelism:0"
     )
+
+
+def _open_array_record(shard: Shard) -> Any:
+    reader = _reader_of(shard.path)
     if reader.num_records() != shard.size:
         raise UserError(_wrong_count(shard, reader.num_records()))
     return reader

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from vit_jax.data import decode, splits
+from vit_jax.data import catalog, decode, splits
 from vit_jax.data.sources.base import BUILT_IN
 from vit_jax.data.sources.example import Feature, parse_example
 from vit_jax.data.sources.records import ArrayRecords, Shard, TfRecords
@@ -49,7 +49,9 @@ class TfdsSource:
         label: Label,
         label_names: tuple[str, ...] | None,
         fingerprint: str,
+        entry: catalog.Entry | None = None,
     ):
+        """`entry` tells of labels that are computed, and of pixels that are changed."""
         self.name = folder
         self.fingerprint = fingerprint
         self.label_names = label_names
@@ -58,6 +60,8 @@ class TfdsSource:
         self._label_kind = label.kind
         self._records = records
         self._image_key, self._label_key = image_key, label_key
+        self._derived = None if entry is None else entry.label
+        self._pixels = None if entry is None else entry.pixels
 
     def __len__(self) -> int:
         return len(self._records)
@@ -70,18 +74,27 @@ class TfdsSource:
 
     def read(self, index: int) -> tuple[np.ndarray, int | np.ndarray]:
         keys = (self._image_key, self._label_key)
+        parts = () if self._derived is None else self._derived.keys
         try:
-            example = parse_example(self._records[index], keys)
+            example = parse_example(self._records[index], (*keys, *parts))
         except ValueError as e:
             if isinstance(e, UserError):
                 raise
             raise self._error(index, f"is not a tf.train.Example ({e})") from e
+        if self._derived is not None:
+            features = {
+                key: np.asarray(example[key]) if key in example else np.zeros(0)
+                for key in parts
+            }
+            example[self._label_key] = np.array([self._derived.function(features)])
         missing = [k for k in keys if k not in example and not self.multi_hot]
         image = example.get(self._image_key, ())
         if missing or len(image) != 1 or isinstance(image, np.ndarray):
             what = " and ".join(missing) or self._image_key
             raise self._error(index, f'holds no single "{what}"')
         pixels = decode.decode(image[0], where=self.describe(index))
+        if self._pixels is not None:
+            pixels = self._pixels(pixels)
         label = example.get(self._label_key, np.zeros(0, np.int64))
         return pixels, self._class_or_vector(index, label)
 
@@ -116,25 +129,29 @@ def open_tfds(
     data_dir: str | None,
     *,
     split: str,
-    image_key: str,
-    label_key: str,
+    image_key: str | None,
+    label_key: str | None,
 ) -> TfdsSource:
     """Opens a dataset that TFDS prepared under data_dir.
 
     Args:
         name: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION. Without a version
             the newest one on disk.
-        data_dir: default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        data_dir: default $TFDS_DATA_DIR, else ~/tensorflow_datasets. Or the dataset's
+            own folder, the one with dataset_info.json.
         split: see `splits.resolve`.
-        image_key: a feature that is an image; nested ones as "a/b".
+        image_key: a feature that is an image; nested ones as "a/b". Default: as in the
+            catalog, else "image".
         label_key: a ClassLabel or integer; a sequence of ClassLabels, which becomes
-            multi-hot; or a vector of numbers.
+            multi-hot; or a vector of numbers. Default: as in the catalog, else "label".
 
     Raises:
         UserError: whatever is missing, or is in a format that is not read.
     """
     root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    folder = _find(name, os.path.expanduser(root))
+    entry = catalog.find(name)
+    image_key, label_key = _keys(name, entry, image_key, label_key)
+    folder = _find(catalog.stored_name(name), os.path.expanduser(root))
     info = _read_json(os.path.join(folder, "dataset_info.json"))
     file_format = info.get("fileFormat", "tfrecord")
     if file_format not in _READERS:
@@ -146,14 +163,20 @@ def open_tfds(
         s["name"]: [int(n) for n in s.get("shardLengths", ())] for s in info["splits"]
     }
     sizes = {s: sum(shards) for s, shards in lengths.items()}
-    ranges = splits.resolve(split, sizes, where=folder)
+    named = None if entry is None else entry.named_splits(sizes)
+    ranges = splits.resolve(split, sizes, where=folder, named=named)
     features = _features(folder)
     label_names = _label_names(folder, label_key)
-    if features is None:  # prepared before TFDS 4.3
+    if features is not None:
+        _check_image(_feature(features, image_key, "image_key", folder), image_key)
+    if entry is not None and entry.label is not None:
+        label = Label("class", entry.num_classes)
+    elif features is None:  # prepared before TFDS 4.3
         label = Label("class", len(label_names) if label_names else None)
     else:
-        _check_image(_feature(features, image_key, "image_key", folder), image_key)
         label = _label(_feature(features, label_key, "label_key", folder), label_key)
+    if entry is not None and len(entry.label_names or ()) == label.num_classes:
+        label_names = entry.label_names
     identity = (info["name"], info.get("configName"), info["version"], lengths)
     described = repr((identity, ranges, image_key, label_key))
     return TfdsSource(
@@ -164,7 +187,24 @@ def open_tfds(
         label=label,
         label_names=label_names,
         fingerprint=hashlib.sha256(described.encode()).hexdigest()[:16],
+        entry=entry,
     )
+
+
+def _keys(
+    name: str, entry: catalog.Entry | None, image_key: str | None, label_key: str | None
+) -> tuple[str, str]:
+    """The features that are the image and the label."""
+    if entry is None:
+        return image_key or "image", label_key or "label"
+    if entry.label is None:
+        return image_key or entry.image_key, label_key or entry.label_key
+    if label_key is not None:
+        raise UserError(
+            f'config.data.label_key="{label_key}" has no effect with '
+            f'config.data.name="{name}", whose label is computed; set it to None.'
+        )
+    return image_key or entry.image_key, name.partition(":")[0]
 
 
 def _find(name: str, root: str) -> str:
@@ -176,6 +216,14 @@ def _find(name: str, root: str) -> str:
             f"{', '.join(BUILT_IN)}, or a TFDS dataset as NAME, NAME/CONFIG or "
             "NAME:VERSION."
         )
+    if os.path.isfile(os.path.join(root, "dataset_info.json")):
+        found = _read_json(os.path.join(root, "dataset_info.json"))["name"]
+        if found != match["name"]:
+            raise UserError(
+                f'config.data.name="{name}", but config.data.data_dir="{root}" holds '
+                f'"{found}"; set config.data.name="{found}".'
+            )
+        return root
     datasets = [f for f in _folders(root) if f != "downloads"]
     if match["name"] not in datasets:
         there = f"it has: {', '.join(datasets)}" if datasets else "it has none"
