@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from tests.evaluators import meshes
+from tests.evaluators import told
 from vit_jax.evaluators import knn
 
 CLASSES, TEMPERATURE = 6, 0.07
+MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2)]
 
 
 def random(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -25,14 +26,14 @@ def similarities(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a @ b.T / lengths
 
 
-@pytest.mark.parametrize("shape", meshes.SHAPES)
+@pytest.mark.parametrize("shape", MESHES)
 @pytest.mark.parametrize("k", [1, 20, 99])  # 99 is more than a device holds
 def test_neighbours_are_those_of_all_pairs(
     shape: tuple[int, int, int], k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(knn, "_ROWS", 32)
     train, test = random(101, seed=0)[0], random(45, seed=1)[0]
-    pieces = list(knn.Neighbours(meshes.of(shape), train, k).of(test))
+    pieces = list(knn.Neighbours(told.mesh(*shape), train, k).of(test))
     assert [len(index) for _, index in pieces] == [32, 13]
     found, index = (np.concatenate(x) for x in zip(*pieces, strict=True))
     expected = similarities(test, train)
@@ -41,12 +42,12 @@ def test_neighbours_are_those_of_all_pairs(
     np.testing.assert_allclose(found, in_order, rtol=0, atol=5e-7)
 
 
-@pytest.mark.parametrize("shape", meshes.SHAPES)
+@pytest.mark.parametrize("shape", MESHES)
 def test_of_equals_the_first_counts(shape: tuple[int, int, int]) -> None:
     """Also where they lie on different devices, and against zeros and padding."""
     same = np.array([[3.0, 4.0]], np.float32)
     train = np.concatenate([np.zeros((2, 2), np.float32), *[same] * 16, -same])
-    ((_, index),) = knn.Neighbours(meshes.of(shape), train, 19).of(2 * same)
+    ((_, index),) = knn.Neighbours(told.mesh(*shape), train, 19).of(2 * same)
     assert index[0].tolist() == [*range(2, 18), 0, 1, 18]
 
 
@@ -58,7 +59,7 @@ def test_votes_are_summed_over_the_classes(k: int) -> None:
     for i, row in enumerate(pairs):
         for j in np.argsort(-row)[:k]:
             scores[i, labels[j]] += np.exp(row[j] / TEMPERATURE)
-    ((similarity, index),) = knn.Neighbours(meshes.of((8, 1, 1)), train, k).of(test)
+    ((similarity, index),) = knn.Neighbours(told.mesh(8, 1, 1), train, k).of(test)
     found = knn.votes(similarity, labels[index], CLASSES, temperature=TEMPERATURE)
     np.testing.assert_allclose(
         found / found.sum(axis=1, keepdims=True),
@@ -91,7 +92,7 @@ def test_scikit_learn(k: int) -> None:
     theirs = KNeighborsClassifier(
         k, metric="cosine", weights=lambda d: np.exp((1 - d) / TEMPERATURE)
     ).fit(train.astype(np.float64), labels)
-    ((similarity, index),) = knn.Neighbours(meshes.of((2, 2, 2)), train, k).of(test)
+    ((similarity, index),) = knn.Neighbours(told.mesh(2, 2, 2), train, k).of(test)
     found = knn.votes(similarity, labels[index], CLASSES, temperature=TEMPERATURE)
     expected = theirs.predict_proba(test.astype(np.float64))
     ours = found / found.sum(axis=1, keepdims=True)

@@ -3,11 +3,16 @@
 import numpy as np
 import pytest
 
-from tests.evaluators import meshes
+from tests.evaluators import told
 from vit_jax.evaluators import linear_probe, logistic
 from vit_jax.evaluators.features import Represented
 
 CLASSES = 4
+MESHES = [
+    pytest.param((1, 1, 1), marks=pytest.mark.slow),
+    (8, 1, 1),
+    pytest.param((2, 2, 2), marks=pytest.mark.slow),
+]
 
 
 def random(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,12 +38,12 @@ def gradient(
     return float(max(np.abs(of_kernel).max(), np.abs(p.mean(axis=0)).max()))
 
 
-@pytest.mark.parametrize("shape", meshes.SHAPES)
+@pytest.mark.parametrize("shape", MESHES)
 def test_the_gradient_is_zero(shape: tuple[int, int, int]) -> None:
     """With all images, and with some left out."""
     features, labels = random(203, seed=0)
     regression = logistic.LogisticRegression(
-        meshes.of(shape), features, labels, CLASSES
+        told.mesh(*shape), features, labels, CLASSES
     )
     for c in (0.01, 10.0):
         for select in (np.ones(203, bool), np.arange(203) % 7 > 0):
@@ -53,7 +58,7 @@ def test_the_gradient_is_zero(shape: tuple[int, int, int]) -> None:
 
 def test_it_gives_up_and_stops_between_iterations() -> None:
     regression = logistic.LogisticRegression(
-        meshes.of((8, 1, 1)), *random(203, seed=0), CLASSES
+        told.mesh(8, 1, 1), *random(203, seed=0), CLASSES
     )
     ticks = []
     fit = regression.fit(
@@ -67,7 +72,7 @@ def test_no_number_ends_it() -> None:
     features, labels = random(203, seed=0)
     features[7] = np.nan
     regression = logistic.LogisticRegression(
-        meshes.of((8, 1, 1)), features, labels, CLASSES
+        told.mesh(8, 1, 1), features, labels, CLASSES
     )
     fit = regression.fit(1.0, np.ones(203, bool), max_iterations=1000)
     assert not fit.about()["converged"]
@@ -100,7 +105,7 @@ def test_scikit_learn(c: float) -> None:
     theirs = LogisticRegression(C=c, solver="newton-cholesky", tol=1e-10, max_iter=1000)
     theirs.fit(features.astype(np.float64), labels)
     fit = logistic.LogisticRegression(
-        meshes.of((2, 2, 2)), features, labels, CLASSES
+        told.mesh(2, 2, 2), features, labels, CLASSES
     ).fit(c, np.ones(203, bool), max_iterations=1000)
     # Softmax does not change when all classes get the same: compare without that.
     kernel = fit.weights.kernel - fit.weights.kernel.mean(axis=1, keepdims=True)

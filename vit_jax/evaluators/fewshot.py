@@ -107,7 +107,7 @@ class FewShot(OnFeatures):
                 f"{self.where}.shots is {shots} and seeds {seeds}: shots should be at "
                 "least 1, seeds at least 0"
             )
-        if min(l2, *sweep) <= 0:
+        if min((l2, *sweep)) <= 0:
             raise UserError(
                 f"{self.where}.l2 is {l2} and l2_sweep {sweep}: they should be above 0"
             )

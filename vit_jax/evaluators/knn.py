@@ -158,27 +158,12 @@ class Neighbours:
           vectors: [n, d], the same in every process.
           k: how many will be asked for; at most n.
         """
-        self._mesh, n = mesh, len(vectors)
+        self._mesh = mesh
         self._vectors = spread(mesh, normalized(vectors))
-        each = len(self._vectors) // mesh.size
-        self._positions = spread(mesh, np.arange(each * mesh.size, dtype=np.int32))
-        rows = PartitionSpec(mesh.axis_names)
-        of_each = jax.shard_map(
-            functools.partial(nearest, n=n, k=min(k, each)),
-            mesh=mesh,
-            in_specs=(rows, rows, PartitionSpec()),
-            out_specs=PartitionSpec(None, mesh.axis_names),
-        )
-
-        def search(
-            vectors: jax.Array, positions: jax.Array, queries: jax.Array
-        ) -> tuple[jax.Array, jax.Array]:
-            # Among equals the first wins: the devices hold the vectors in their order.
-            similarity, index = of_each(vectors, positions, queries)
-            similarity, best = jax.lax.top_k(similarity, k)
-            return similarity, jnp.take_along_axis(index, best, axis=1)
-
-        self._search = jax.jit(search, out_shardings=sharding.replicated(mesh))
+        positions = np.arange(len(self._vectors), dtype=np.int32)
+        self._positions = spread(mesh, positions)
+        each = len(positions) // mesh.size
+        self._search = make_search(mesh, n=len(vectors), each=each, k=k)
 
     def of(self, queries: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Similarities float32 [rows, k] and positions int32 [rows, k], piece by piece.
@@ -195,6 +180,38 @@ class Neighbours:
             found = self._search(self._vectors, self._positions, placed)
             similarity, index = jax.device_get(found)
             yield similarity[: len(piece)], index[: len(piece)]
+
+
+@functools.cache
+def make_search(mesh: Mesh, *, n: int, each: int, k: int) -> Any:
+    """A compiled function, whose results each device has whole.
+
+    Args:
+      mesh: of the devices.
+      n: of vectors, without those that were added so that the devices divide them.
+      each: how many a device holds.
+      k: how many are asked for.
+
+    Returns:
+      (vectors, positions, queries [m, d]) -> similarities and positions [m, k].
+    """
+    rows = PartitionSpec(mesh.axis_names)
+    of_each = jax.shard_map(
+        functools.partial(nearest, n=n, k=min(k, each)),
+        mesh=mesh,
+        in_specs=(rows, rows, PartitionSpec()),
+        out_specs=PartitionSpec(None, mesh.axis_names),
+    )
+
+    def search(
+        vectors: jax.Array, positions: jax.Array, queries: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        similarity, index = of_each(vectors, positions, queries)
+        # Among equals the first wins: the devices hold the vectors in their order.
+        similarity, best = jax.lax.top_k(similarity, k)
+        return similarity, jnp.take_along_axis(index, best, axis=1)
+
+    return jax.jit(search, out_shardings=sharding.replicated(mesh))
 
 
 def nearest(
