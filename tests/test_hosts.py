@@ -317,3 +317,48 @@ def test_an_evaluation_is_the_same_on_any_number_of_processes(
             assert found[name] == expected[name], name
         for name in ("test/loss", "test/calibration_error"):
             assert abs(found[name] - expected[name]) < 1e-6, name
+
+
+FROZEN = ("--config=tests/recipes/frozen.py", f"--config.peer_timeout={TIMEOUT}")
+
+
+@pytest.fixture(scope="module")
+def frozen_of_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with evaluations of frozen representations, during training and after."""
+    workdir = tmp_path_factory.mktemp("frozen")
+    cli.run(*FROZEN, *layout((4, 1, 1)), f"--workdir={workdir}", devices=4)
+    names = {path.name for path in (workdir / "evals").iterdir()}
+    entries = ("few", "nn", "probe")
+    assert names == {f"{name}-{step}.json" for name in entries for step in (4, 8)}
+    return workdir
+
+
+@pytest.mark.parametrize(
+    "count, mesh",
+    [
+        pytest.param(2, (4, 1, 1), marks=pytest.mark.slow),
+        pytest.param(4, (4, 1, 1), marks=pytest.mark.campaign),
+        pytest.param(4, (1, 2, 2), marks=pytest.mark.campaign),
+    ],
+)
+def test_frozen_representations_of_several_processes(
+    count: int, mesh: tuple[int, int, int], tmp_path: Path, frozen_of_one: Path
+) -> None:
+    """The same checkpoint gives the same counts, alone on any number of processes."""
+    source = f"--config.init_from={frozen_of_one}/checkpoints/8"
+    args = (*FROZEN, *layout(mesh), f"--workdir={tmp_path}", "--evaluate_only", source)
+    outputs = cli.run_many(count, *args, devices=4 // count)
+    assert not any("few/" in output for output in outputs[1:])
+    for name, keys in {
+        "few": ("accuracies", "results"),
+        "nn": ("accuracies", "results"),
+        "probe": ("c", "correct", "results"),
+    }.items():
+        found, expected = (
+            json.loads((workdir / "evals" / f"{name}-8.json").read_text())
+            for workdir in (tmp_path, frozen_of_one)
+        )
+        expected["results"] = {
+            k: v for k, v in expected["results"].items() if "/raw/" not in k
+        }
+        assert [found[key] for key in keys] == [expected[key] for key in keys]

@@ -33,9 +33,27 @@ def of_reading(path: os.PathLike | str) -> Callable[[int, int], None]:
 
 
 @contextlib.contextmanager
-def of_items(total: int, what: str, unit: str) -> Iterator[Callable[[int], None]]:
-    """A function that is told how many more are done, and shows the rate and ETA."""
-    with tqdm.tqdm(desc=what, total=total, unit=f" {unit}", unit_scale=True) as bar:
+def of_items(
+    total: int, what: str, unit: str, *, passing: bool = False, quiet: bool = False
+) -> Iterator[Callable[[int], None]]:
+    """A function that is told how many more are done, and shows the rate and ETA.
+
+    Args:
+        total: of the items.
+        what: is done to them.
+        unit: what they are.
+        passing: the bar is shown after 10 seconds only, and is gone at the end.
+        quiet: nothing is shown.
+    """
+    with tqdm.tqdm(
+        desc=what,
+        total=total,
+        unit=f" {unit}",
+        unit_scale=True,
+        delay=10 if passing else 0,
+        leave=not passing,
+        disable=quiet,
+    ) as bar:
 
         def done(count: int) -> None:
             bar.update(count)
