@@ -85,8 +85,10 @@ bench: .venv/.dev  ## the timings of benchmarks/: minutes, on an otherwise idle 
 # --- other versions of what we stand on
 
 test-latest: .venv-latest/.dev  ## the default tests on Python 3.12 with the newest releases
-	# Runs of several processes take as long as all other tests; `make test` has them.
-	.venv-latest/bin/python $(PYTEST) --ignore=tests/test_hosts.py $(PYTEST_ARGS)
+	# Runs of several processes, and those that are killed, take as long as all other
+	# tests; `make test` has them.
+	.venv-latest/bin/python $(PYTEST) --ignore=tests/test_hosts.py \
+	    --ignore=tests/test_resume.py $(PYTEST_ARGS)
 
 test-lowest: .venv-lowest/.dev  ## the default tests on Python 3.11 with our lower bounds
 	.venv-lowest/bin/python $(PYTEST) $(PYTEST_ARGS)
