@@ -69,7 +69,9 @@ EXACT: list[
 ]
 
 
-@pytest.mark.parametrize(("name", "pillow", "magnitudes"), EXACT, ids=lambda x: str(x))
+@pytest.mark.parametrize(
+    ("name", "pillow", "magnitudes"), EXACT, ids=[case[0] for case in EXACT]
+)
 def test_operation_is_pillows(name, pillow, magnitudes):
     for kind, image in PICTURES.items():
         before = image.copy()
