@@ -12,7 +12,7 @@ bias, and the targets are 1 for an image's class and -1 for the others.
 
 It is solved on the host in float64. The matrix that is decomposed is never larger than
 d + 1: with 1,280 features, 25 images of each of 1,000 classes and 50,000 to test on, a
-regression takes about 0.3 TFLOP, so an accelerator would gain little, and TPUs have no
+regression takes 12 CPU-seconds, so an accelerator would gain little, and TPUs have no
 float64, which small values of l2 need.
 """
 
