@@ -54,7 +54,7 @@ class KNN(OnFeatures):
 
         Args:
           name: of the entry; results are called NAME/accuracy and, where there are more
-            than 5 classes, NAME/top5.
+            than 5 classes, NAME/top5_accuracy.
           mesh: see `OnFeatures` for this and what is not explained here.
           training_data: see there.
           training_batch_size: see there.
@@ -109,7 +109,7 @@ class KNN(OnFeatures):
         super().check(num_classes, program, params)
 
     def result_names(self) -> list[str]:
-        names = ("accuracy", "top5") if self._top5 else ("accuracy",)
+        names = ("accuracy", "top5_accuracy") if self._top5 else ("accuracy",)
         return [f"{self.name}/{what}" for what in names]
 
     def run(self, params: Params, check: Callable[[], None]) -> Result:
@@ -140,7 +140,7 @@ class KNN(OnFeatures):
                 "k": k,
                 "correct": int(hits[i, 0]),
                 "accuracy": float(rates[i, 0]),
-                **({"top5": float(rates[i, 1])} if self._top5 else {}),
+                **({"top5_accuracy": float(rates[i, 1])} if self._top5 else {}),
             }
             for i, k in enumerate(self.ks)
         ]
