@@ -167,12 +167,12 @@ def test_knn_is_that_of_all_pairs() -> None:
         best = np.argsort(-scores, axis=1, kind="stable")
         assert line["correct"] == (best[:, 0] == test.labels).sum(), line
         among = (best[:, :5] == test.labels[:, None]).any(axis=1).mean()
-        assert line["top5"] == pytest.approx(among, abs=1e-12)
+        assert line["top5_accuracy"] == pytest.approx(among, abs=1e-12)
     first = results["nn"].record["accuracies"][0]
     assert first["k"] == 20
     assert results["nn"].scalars == {
         "nn/accuracy": first["accuracy"],
-        "nn/top5": first["top5"],
+        "nn/top5_accuracy": first["top5_accuracy"],
     }
 
 
