@@ -13,7 +13,7 @@ from vit_jax.data import sampler
 
 TRAIN, TEST = 40, 21
 BAD_TRAIN, BAD_TEST = (3, 17, 29), (0, 20)
-STEPS, BATCH, SEED = 12, 16, 3
+STEPS, BATCH, SEED, REPEATS = 12, 16, 3, 2
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,8 @@ def told(workdir: Path) -> list[dict]:
 
 
 def test_what_is_counted_and_told(whole: Path) -> None:
-    records = sampler.record_numbers(np.arange(STEPS * BATCH), TRAIN, seed=SEED)
+    numbers = np.arange(STEPS * BATCH)
+    records = sampler.record_numbers(numbers, TRAIN, seed=SEED, repeats=REPEATS)
     bad = np.isin(records, BAD_TRAIN)
     counts = bad.reshape(STEPS, BATCH).sum(axis=1).cumsum()
     assert 0 < counts[3] < counts[-1]
