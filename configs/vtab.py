@@ -73,7 +73,7 @@ def sweep() -> list[dict[str, str]]:
     return [{"data.name": f"vtab/{name}"} for name in names]
 
 
-def group(parameters: dict[str, str]) -> str:
+def group(config: dict[str, dict[str, str]]) -> str:
     """The group of a trial, for the means at the end of the table."""
-    task = parameters["data.name"].removeprefix("vtab/")
-    return next(name for name, tasks in TASKS.items() if task in tasks)
+    task = config["data"]["name"].removeprefix("vtab/")
+    return next((name for name, tasks in TASKS.items() if task in tasks), "other")

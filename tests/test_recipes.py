@@ -173,7 +173,7 @@ def test_vtab_is_19_tasks_in_the_papers_setting() -> None:
     recipe = config.recipe_module(path)
     points = list(recipe.sweep())
     assert len({point["data.name"] for point in points}) == 19
-    groups = [recipe.group(point) for point in points]
+    groups = [recipe.group({"data": {"name": p["data.name"]}}) for p in points]
     assert [groups.count(g) for g in recipe.TASKS] == [7, 4, 8]
     assert {p["data.name"]: g for p, g in zip(points, groups, strict=True)} == {
         name: entry.group for name, entry in catalog.vtab.ENTRIES.items()

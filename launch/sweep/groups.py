@@ -2,7 +2,7 @@
 
 A recipe that sweeps over tasks, such as configs/vtab.py, defines
 
-    def group(parameters): return "Natural"  # of a trial's overrides
+    def group(config): return "Natural"  # of a trial's config, a dict
 
 and the tables then end with the mean of each group.
 """
@@ -43,7 +43,7 @@ class Group:
 
 
 def of_recipe(recipe: str) -> GroupOf | None:
-    """The function `group(parameters)` of the recipe, if it has one."""
+    """The function `group(config)` of the recipe, if it has one."""
     module = configs.recipe_module(recipe)
     return module.group if hasattr(module, "group") else None
 
@@ -56,11 +56,11 @@ def grouped(rows: Sequence[Row], group_of: GroupOf) -> list[Group]:
     """
     groups: dict[str, Group] = {}
     for row in rows:
-        name = group_of(row.trial.parameters)
+        name = group_of(row.trial.config)
         if not isinstance(name, str):
             raise UserError(
-                f"group({row.trial.parameters}) of the recipe returns {name!r}: it "
-                "should return a string"
+                f"group(config) of the recipe returns {name!r} for {row.trial.name}: "
+                "it should return a string"
             )
         for key in (name, ALL):
             before = groups[key] if key in groups else Group(key, [], 0)
@@ -98,5 +98,5 @@ def as_markdown(found: Sequence[Group], metric: str) -> str:
         ]
         for group in found
     ]
-    table = as_table(["group", f"mean {metric}", "finished"], body)
+    table = as_table(["group", f"mean {metric}", "trials"], body)
     return f"By the recipe's groups, once all of a group have finished:\n\n{table}\n"

@@ -40,6 +40,6 @@ def sweep() -> Iterator[dict[str, Any]]:
         yield {"model.width": width, "optim.learning_rate": 0.048 / width}
 
 
-def group(parameters: dict[str, Any]) -> str:
+def group(config: dict[str, Any]) -> str:
     """Narrow and wide models."""
-    return "wide" if parameters["model.width"] > 16 else "narrow"
+    return "wide" if config["model"]["width"] > 16 else "narrow"
