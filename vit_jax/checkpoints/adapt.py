@@ -282,7 +282,8 @@ def resample(
     rows, columns = (
         _linear(old, new) for old, new in zip(grid.shape[:2], size, strict=True)
     )
-    resampled = np.einsum("ir,jc,rcd->ijd", rows, columns, grid.astype(np.float64))
+    resampled = np.einsum("jc,rcd->rjd", columns, grid.astype(np.float64))
+    resampled = np.einsum("ir,rjd->ijd", rows, resampled)
     return resampled.astype(np.float32)
 
 
