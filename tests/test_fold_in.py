@@ -6,25 +6,45 @@ run by the real command line, and the check that holds for the package must not.
 
 import ast
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from tests import cli, test_resume
+from tests.data import test_mixture
 
 NAMES = ("fold_in", "random_bits")
+# The order that a dataset is prepared in is no run's: see data/test_prepare.py.
+ELSEWHERE = "vit_jax/data/prepare"
+# Not in the recipe of every random feature: the golden values must not hold.
+OF_MIXTURES = ("mixture_parts", "_thin", "mixture_record_numbers")
 
 
-def sites() -> list[tuple[Path, ast.Call]]:
-    """Every call of a function that derives a key, in the package."""
+def sites(*, mixtures: bool) -> list[tuple[Path, ast.Call]]:
+    """Every call of a function that derives a key, in the package.
+
+    Args:
+      mixtures: those in the functions of mixtures, else all others.
+    """
     found = []
     for path in sorted((cli.ROOT / "vit_jax").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call):
+        relative, tree = path.relative_to(cli.ROOT), ast.parse(path.read_text())
+        if str(relative).startswith(ELSEWHERE):
+            continue
+        of_mixtures = {
+            id(call)
+            for function in ast.walk(tree)
+            if isinstance(function, ast.FunctionDef) and function.name in OF_MIXTURES
+            for call in ast.walk(function)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and (id(node) in of_mixtures) == mixtures:
                 name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
                 name = node.func.id if isinstance(node.func, ast.Name) else name
                 if name in NAMES:
-                    found.append((path.relative_to(cli.ROOT), node))
+                    found.append((relative, node))
     return found
 
 
@@ -40,14 +60,31 @@ def without(source: str, call: ast.Call) -> str:
 
 
 def test_sites_are_found() -> None:
-    names = [str(path) for path, _ in sites()]
+    names = [str(path) for path, _ in sites(mixtures=False)]
     assert names.count("vit_jax/steps.py") == 2
     assert names.count("vit_jax/data/sampler.py") >= 5
+    assert len(sites(mixtures=True)) == 4
+
+
+@pytest.mark.parametrize(
+    "path, call", sites(mixtures=True), ids=lambda x: getattr(x, "lineno", str(x))
+)
+def test_without_it_a_mixture_is_another(
+    path: Path, call: ast.Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = without((cli.ROOT / path).read_text(), call)
+    module = types.ModuleType("changed")
+    monkeypatch.setitem(sys.modules, "changed", module)
+    exec(compile(changed, str(path), "exec"), module.__dict__)
+    test_mixture.test_golden_mixture()
+    monkeypatch.setattr(test_mixture, "sampler", module)
+    with pytest.raises(AssertionError):
+        test_mixture.test_golden_mixture()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "path, call", sites(), ids=lambda x: getattr(x, "lineno", str(x))
+    "path, call", sites(mixtures=False), ids=lambda x: getattr(x, "lineno", str(x))
 )
 def test_without_it_the_check_fails(path: Path, call: ast.Call, tmp_path: Path) -> None:
     for folder in ("vit_jax", "tests/recipes"):
