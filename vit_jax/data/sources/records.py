@@ -6,7 +6,7 @@ import os
 import struct
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -140,9 +140,10 @@ class TfRecords:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state | {"_lock": threading.Lock()})
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # A default, since modules may be gone when Python ends.
         for file in getattr(self, "_files", {}).values():
-            os.close(file)
+            close(file)
 
     def __getitem__(self, index: int) -> bytes:
         number, _ = _find(self._ends, self._shards, index)
