@@ -47,7 +47,7 @@ test-slow: .venv/.dev  ## the tests marked slow: kill campaigns, accuracy
 test-crosscheck: .venv-crosscheck/.dev  ## against timm and transformers (PyTorch: 700 MB)
 	.venv-crosscheck/bin/python -m pytest -m crosscheck $(PYTEST_ARGS)
 
-test-campaign: .venv/.dev  ## every layout and loss of runs of several processes
+test-campaign: .venv/.dev  ## every layout, loss and curve that takes too long for CI
 	$(BIN)/python $(PYTEST) -m campaign $(PYTEST_ARGS)
 
 slurm-test: .venv/.dev  ## launch.slurm on a real Slurm of one node; as root, on Debian
@@ -85,10 +85,10 @@ bench: .venv/.dev  ## the timings of benchmarks/: minutes, on an otherwise idle 
 # --- other versions of what we stand on
 
 test-latest: .venv-latest/.dev  ## the default tests on Python 3.12 with the newest releases
-	# Runs of several processes, and those that are killed, take as long as all other
-	# tests; `make test` has them.
+	# Runs of several processes, those that are killed, and launchers take as long as all
+	# other tests; `make test` has them.
 	.venv-latest/bin/python $(PYTEST) --ignore=tests/test_hosts.py \
-	    --ignore=tests/test_resume.py $(PYTEST_ARGS)
+	    --ignore=tests/test_resume.py --ignore=tests/launch $(PYTEST_ARGS)
 
 test-lowest: .venv-lowest/.dev  ## the default tests on Python 3.11 with our lower bounds
 	.venv-lowest/bin/python $(PYTEST) $(PYTEST_ARGS)

@@ -99,7 +99,7 @@ def test_four_processes_are_one_run(of_one: Path, of_four: Path) -> None:
 @pytest.mark.parametrize(
     "start",
     [
-        pytest.param("workdir", marks=pytest.mark.slow),
+        pytest.param("workdir", marks=pytest.mark.campaign),
         pytest.param("huggingface", marks=pytest.mark.campaign),
     ],
 )
@@ -178,7 +178,7 @@ def interrupt(workdir: Path, victim: int, number: signal.Signals) -> list[str]:
     "victim, number",
     [
         (0, signal.SIGKILL),
-        pytest.param(2, signal.SIGSTOP, marks=pytest.mark.slow),
+        pytest.param(2, signal.SIGSTOP, marks=pytest.mark.campaign),
         pytest.param(1, signal.SIGKILL, marks=pytest.mark.campaign),
         pytest.param(0, signal.SIGSTOP, marks=pytest.mark.campaign),
     ],

@@ -78,12 +78,17 @@ def test_same_run_on_any_mesh(mesh: tuple[int, int, int], zero1: str) -> None:
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "others",
     [
-        [("optim.name", "adafactor"), ("optim.eps", "none")],
-        [("model.scan", "true"), ("accumulation_steps", "1")],
+        pytest.param(
+            [("optim.name", "adafactor"), ("optim.eps", "none")],
+            marks=pytest.mark.campaign,
+        ),
+        pytest.param(
+            [("model.scan", "true"), ("accumulation_steps", "1")],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_also_with_other_optimisers_and_scanned_layers(others: Any) -> None:

@@ -34,7 +34,7 @@ def test_quickstart_beats_a_random_forest(tmp_path: Path) -> None:
     assert np.mean(accuracies) >= RANDOM_FOREST + 0.009
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_fused_attention_learns_as_the_plain_one(tmp_path: Path) -> None:
     """The kernels, interpreted, in the first 250 steps: the same loss to 1e-3."""
     losses = []
