@@ -1,5 +1,6 @@
 """Policies and operations against torchvision's and timm's, on the same choices."""
 
+import importlib
 import random
 from unittest import mock
 
@@ -52,20 +53,20 @@ class Script:
         self.numbers = list(numbers)
 
     def randint(self, low, *rest, **_):
-        torch = pytest.importorskip("torch")
+        torch = importlib.import_module("torch")
 
         high = low if len(rest) == 1 else rest[0]
         return torch.tensor([int(self.numbers.pop(0) * high)])
 
     def patched(self):
-        torch = pytest.importorskip("torch")
+        torch = importlib.import_module("torch")
 
         return mock.patch.object(torch, "randint", self.randint)
 
 
 @pytest.mark.parametrize("magnitude", [0, 5, 9, 10, 17, 30])
 def test_randaugment_is_torchvisions(magnitude):
-    RandAugment = pytest.importorskip("torchvision.transforms").RandAugment
+    RandAugment = importlib.import_module("torchvision.transforms").RandAugment
 
     theirs = RandAugment(2, magnitude, 31, fill=[9, 8, 7])
     ops = list(theirs._augmentation_space(31, SIZE))
@@ -88,7 +89,7 @@ def test_randaugment_is_torchvisions(magnitude):
 
 
 def test_trivialaugment_is_torchvisions():
-    TrivialAugmentWide = pytest.importorskip(
+    TrivialAugmentWide = importlib.import_module(
         "torchvision.transforms"
     ).TrivialAugmentWide
 
@@ -109,8 +110,8 @@ def test_trivialaugment_is_torchvisions():
 
 
 def test_autoaugment_is_torchvisions():
-    torch = pytest.importorskip("torch")
-    AutoAugment = pytest.importorskip("torchvision.transforms").AutoAugment
+    torch = importlib.import_module("torch")
+    AutoAugment = importlib.import_module("torchvision.transforms").AutoAugment
 
     theirs = AutoAugment(fill=[9, 8, 7])
     assert len(theirs.policies) == len(policies._IMAGENET)
@@ -128,8 +129,8 @@ def test_autoaugment_is_torchvisions():
 
 
 def test_color_jitter_is_torchvisions():
-    torch = pytest.importorskip("torch")
-    ColorJitter = pytest.importorskip("torchvision.transforms").ColorJitter
+    torch = importlib.import_module("torch")
+    ColorJitter = importlib.import_module("torchvision.transforms").ColorJitter
 
     jitter = (0.4, 0.3, 0.2, 0.0)
     theirs = ColorJitter(*jitter)
@@ -146,8 +147,8 @@ def test_color_jitter_is_torchvisions():
 
 @pytest.mark.parametrize("turns", [-0.3, 0.1, 0.5])
 def test_hue_is_near_torchvisions(turns):
-    torch = pytest.importorskip("torch")
-    functional = pytest.importorskip("torchvision.transforms.functional")
+    torch = importlib.import_module("torch")
+    functional = importlib.import_module("torchvision.transforms.functional")
 
     from vit_jax.data import augment
 
@@ -162,7 +163,7 @@ def test_hue_is_near_torchvisions(turns):
 
 def test_three_augment_is_timms():
     """timm's own "3a" policy, whose blur is Pillow's."""
-    auto_augment = pytest.importorskip("timm.data.auto_augment")
+    auto_augment = importlib.import_module("timm.data.auto_augment")
 
     ops = auto_augment.auto_augment_policy_3a({})
     found = sorted(op.name for (op,) in ops)
@@ -178,8 +179,8 @@ def test_three_augment_is_timms():
 
 def test_random_erasing_is_timms():
     """The same boxes from the same numbers; timm erases tensors."""
-    torch = pytest.importorskip("torch")
-    RandomErasing = pytest.importorskip("timm.data.random_erasing").RandomErasing
+    torch = importlib.import_module("torch")
+    RandomErasing = importlib.import_module("timm.data.random_erasing").RandomErasing
 
     transform = TrainTransform(
         crop="none", flip=False, erasing=0.6, erasing_mode="const"
