@@ -40,16 +40,21 @@ INSTALL_REQUIRES = [
     "tqdm>=4.66.0",
 ]
 
+# Decodes only the wanted part of a JPEG, on the CPU; no GPU is needed (data/jpeg.py).
+JPEG = ["nvidia-nvimgcodec-cu12>=0.9.0.20; sys_platform == 'linux'"]
+
 EXTRAS_REQUIRE = {
+    "jpeg": JPEG,
     # CUDA 12 builds run on older drivers and GPUs than CUDA 13's. For those, install
     # vit_jax without this extra and add 'jax[cuda13]'.
-    "cuda": ["jax[cuda12]>=0.10.0"],
-    "tpu": ["jax[tpu]>=0.10.0"],
+    "cuda": ["jax[cuda12]>=0.10.0", *JPEG],
+    "tpu": ["jax[tpu]>=0.10.0", *JPEG],
     # The picture of launch.sweep, and --optuna.
     "sweep": ["matplotlib>=3.10.0", "optuna>=4.2.0"],
     # Compiles for TPU topologies on a machine without a TPU.
     "plan": ["libtpu>=0.0.42"],
     "dev": [
+        *JPEG,
         "kubernetes-validate>=1.34.0",
         "matplotlib>=3.10.0",
         "optuna>=4.2.0",

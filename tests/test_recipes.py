@@ -10,6 +10,7 @@ import pytest
 from tests import cli
 from vit_jax import config, data
 from vit_jax.data import catalog
+from vit_jax.data.crop import Crop, cut
 from vit_jax.errors import UserError
 from vit_jax.run import Run
 
@@ -43,8 +44,10 @@ class Photos:
     def __len__(self) -> int:
         return self._count
 
-    def read(self, index: int) -> tuple[np.ndarray, int | np.ndarray]:
-        image = np.full((40, 50, 3), index % 256, np.uint8)
+    def read(
+        self, index: int, crop: Crop | None = None
+    ) -> tuple[np.ndarray, int | np.ndarray]:
+        image = cut(np.full((40, 50, 3), index % 256, np.uint8), crop)
         label = index % self.num_classes
         if self.multi_hot:
             return image, np.eye(self.num_classes, dtype=np.float32)[label]

@@ -10,6 +10,7 @@ import pytest
 from tests.data import entries
 from vit_jax import data
 from vit_jax.data import catalog
+from vit_jax.data.crop import Box
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 
@@ -101,6 +102,8 @@ def test_an_entry_is_read_as_tfds_reads_it(name, written):
         else:
             assert label == known
             assert 0 <= label < entry.num_classes
+    part, _ = dataset.source.read(1, lambda height, width: Box(1, 2, 4, width - 2))
+    np.testing.assert_array_equal(part, dataset.source.read(1)[0][1:5, 2:])
     travelled = pickle.loads(pickle.dumps(dataset.source))  # as to a worker
     np.testing.assert_array_equal(travelled.read(1)[0], dataset.source.read(1)[0])
     dataset.check(num_classes=entry.num_classes, train=True, batch_size=COUNT)

@@ -9,10 +9,11 @@ A magnitude is a number in the unit of its operation: a factor, degrees, pixels,
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import cv2
 import numpy as np
+
+from vit_jax.data.crop import Box
 
 Color = tuple[int, int, int]
 # (a, b, c, d, e, f): pixel (x, y) of the result is (ax + by + c, dx + ey + f) of the
@@ -25,15 +26,6 @@ _BYTES = _VALUES.astype(np.uint8)
 _LUMA = np.array([[19595, 38470, 7471, 32768]], np.float32) / 65536
 _BLUR_PASSES = 3
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
-
-
-class Box(NamedTuple):
-    """A rectangle of an image, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 def posterize(image: np.ndarray, bits: int) -> np.ndarray:

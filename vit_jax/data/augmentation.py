@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from vit_jax.data import policies, sampler
-from vit_jax.data.augment import Box, Color, erase
+from vit_jax.data.augment import Color, erase
+from vit_jax.data.crop import Box
 from vit_jax.data.policies import Jitter, Policy
 from vit_jax.data.sampler import Stream
 from vit_jax.errors import UserError, did_you_mean

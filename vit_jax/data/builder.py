@@ -143,14 +143,14 @@ class BatchBuilder:
         def read(rows: np.ndarray) -> None:
             for i in rows.tolist():
                 record = int(records[i])
+                row = None if draws is None else draws.row(i)
                 try:
-                    pixels, label[i] = source.read(record)
+                    part, label[i] = source.read(record, self.transform.wants(row))
                 except BadExample as e:
                     self._note(bad, i, e)
                     continue
-                row = None if draws is None else draws.row(i)
                 try:
-                    image[i] = self.transform(pixels, self.image_size, row)
+                    image[i] = self.transform.finish(part, self.image_size, row)
                 except UserError as e:
                     raise UserError(f"{source.describe(record)}: {e}") from e
 

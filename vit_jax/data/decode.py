@@ -6,6 +6,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from vit_jax.data import jpeg
+from vit_jax.data.crop import Crop, cut
 from vit_jax.errors import BadExample, UserError
 
 _JPEG = b"\xff\xd8\xff"
@@ -13,8 +15,10 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _EXIF_ORIENTATION = 0x0112
 
 
-def decode(data: bytes | memoryview, *, where: str) -> np.ndarray:
-    """The image in the bytes of a JPEG, PNG, WebP or BMP file.
+def decode(
+    data: bytes | memoryview, *, where: str, crop: Crop | None = None
+) -> np.ndarray:
+    """The image in the bytes of a JPEG, PNG, WebP or BMP file, or a part of it.
 
     Grey is repeated, an alpha channel is composed over white, CMYK converted, 16 bits
     are scaled to 8, EXIF rotation is applied.
@@ -22,17 +26,23 @@ def decode(data: bytes | memoryview, *, where: str) -> np.ndarray:
     Args:
         data: the file's bytes.
         where: names the file or record in errors.
+        crop: the part that is wanted, of the image as it is shown; default: all.
 
     Returns:
-        uint8 [h, w, 3], RGB.
+        uint8 [h, w, 3], RGB. A part may be a view.
 
     Raises:
         BadExample: empty, truncated or not an image.
     """
     if not len(data):
         raise BadExample(f"{where} is empty (0 bytes); replace or remove it.")
+    is_jpeg = bytes(data[:3]) == _JPEG
+    if is_jpeg and crop is not None:
+        part = jpeg.decode_part(data, crop)
+        if part is not None:
+            return part
     buffer = np.frombuffer(data, np.uint8)
-    if bytes(data[:3]) == _JPEG:
+    if is_jpeg:
         image = _imdecode(buffer, cv2.IMREAD_COLOR_RGB)
     else:
         image = _imdecode(buffer, cv2.IMREAD_UNCHANGED)
@@ -43,7 +53,7 @@ def decode(data: bytes | memoryview, *, where: str) -> np.ndarray:
             f"{where} cannot be decoded: {len(data)} bytes, cut short or not an "
             "image; replace or remove it."
         )
-    return image
+    return cut(image, crop)
 
 
 def _imdecode(buffer: np.ndarray, flags: int) -> np.ndarray | None:

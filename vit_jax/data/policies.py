@@ -18,7 +18,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from vit_jax.data import augment
-from vit_jax.data.augment import Box, Color
+from vit_jax.data.augment import Color
+from vit_jax.data.crop import Box
 
 Size = tuple[int, int]
 Policy = Callable[[np.ndarray, Size], "list[Step]"]

@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 
 from vit_jax.data import sampler
-from vit_jax.data.augment import Box
 from vit_jax.data.augmentation import Augment, Augmentation, Draws, ErasingMode
+from vit_jax.data.crop import Box, Crop, cut
 from vit_jax.errors import UserError
 
 _ATTEMPTS = 10  # as in torchvision's RandomResizedCrop
@@ -220,17 +220,26 @@ class TrainTransform:
         self, image: np.ndarray, size: tuple[int, int], draws: Draws | None
     ) -> np.ndarray:
         """One image, uint8 [h, w, 3], to uint8 [*size, 3] by the draws of one row."""
+        return self.finish(cut(image, self.wants(draws)), size, draws)
+
+    def wants(self, draws: Draws | None) -> Crop | None:
+        """The part of an image that `finish` is to be given; None: all of it."""
+        if self.crop != "inception":
+            return None
         assert draws is not None
-        if self.crop == "inception":
-            box = inception_box(
-                image.shape[0],
-                image.shape[1],
-                draws.crop,
-                area=self._area,
-                aspect_ratio=self._aspect_ratio,
-            )
-            image = image[box.top : box.top + box.height]
-            image = image[:, box.left : box.left + box.width]
+        return functools.partial(
+            inception_box,
+            draws=draws.crop,
+            area=self._area,
+            aspect_ratio=self._aspect_ratio,
+        )
+
+    def finish(
+        self, image: np.ndarray, size: tuple[int, int], draws: Draws | None
+    ) -> np.ndarray:
+        """The rest of a call, where only what it `wants` was read."""
+        assert draws is not None
+        if self.crop in ("inception", "resize"):
             image = resize(image, size, self.interpolation or "area")
         elif self.crop == "pad":
             p = self._padding
@@ -238,8 +247,6 @@ class TrainTransform:
             image = cv2.copyMakeBorder(image, p, p, p, p, cv2.BORDER_CONSTANT)
             top, left = (int(u) for u in draws.crop * (2 * p + 1))
             image = image[top : top + size[0], left : left + size[1]]
-        elif self.crop == "resize":
-            image = resize(image, size, self.interpolation or "area")
         else:
             _check_size(image, size)
         # A view image[:, ::-1] would be copied a pixel at a time, as slow as resizing.
@@ -307,10 +314,19 @@ class EvalTransform:
     def draw(self, seed: int, numbers: np.ndarray) -> None:
         """Evaluation draws no random numbers."""
 
+    def wants(self, draws: Draws | None) -> None:
+        """All of an image: it is resized before it is cropped."""
+
     def __call__(
         self, image: np.ndarray, size: tuple[int, int], draws: Draws | None = None
     ) -> np.ndarray:
         """One image, uint8 [h, w, 3], to uint8 [*size, 3]."""
+        return self.finish(image, size, draws)
+
+    def finish(
+        self, image: np.ndarray, size: tuple[int, int], draws: Draws | None = None
+    ) -> np.ndarray:
+        """The same."""
         if self.crop == "none":
             return resize(image, size)
         return _cover(image, size, short_side=self.resize or min(size))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vit_jax.data.crop import Crop, cut
 from vit_jax.data.splits import Range
 from vit_jax.errors import UserError
 
@@ -66,8 +67,10 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, index: int) -> tuple[np.ndarray, int | np.ndarray]:
-        image = self.images[index]
+    def read(
+        self, index: int, crop: Crop | None = None
+    ) -> tuple[np.ndarray, int | np.ndarray]:
+        image = cut(self.images[index], crop)
         label = self._labels[index]
         image = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
         return image, label if self.multi_hot else int(label)

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from vit_jax.data.crop import Crop
 from vit_jax.errors import UserError
 
 BUILT_IN = ("fashion_mnist_mini", "folder", "idx", "npz", "array_record", "mixture")
@@ -31,8 +32,18 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> tuple[np.ndarray, int | np.ndarray]:
-        """The image, uint8 [h, w, 3], and the label; BadExample if it is broken."""
+    def read(
+        self, index: int, crop: Crop | None = None
+    ) -> tuple[np.ndarray, int | np.ndarray]:
+        """The image, uint8 [h, w, 3], and the label.
+
+        Args:
+            index: of the record.
+            crop: the part of the image that is wanted; default: all.
+
+        Raises:
+            BadExample: it is broken, whatever part of it is wanted.
+        """
         ...
 
     def describe(self, index: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vit_jax.data import decode, splits
+from vit_jax.data.crop import Crop
 from vit_jax.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
@@ -40,14 +41,15 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._files)
 
-    def read(self, index: int) -> tuple[np.ndarray, int]:
+    def read(self, index: int, crop: Crop | None = None) -> tuple[np.ndarray, int]:
         path = self.describe(index)
         try:
             with open(path, "rb") as file:
                 data = file.read()
         except OSError as e:
             raise UserError(f"{path} cannot be read: {e.strerror}.") from e
-        return decode.decode(data, where=path), int(self._labels[index])
+        image = decode.decode(data, where=path, crop=crop)
+        return image, int(self._labels[index])
 
     def labels(self) -> np.ndarray:
         return self._labels

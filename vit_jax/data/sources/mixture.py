@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vit_jax.data.crop import Crop
 from vit_jax.data.sources.base import Source, open_source
 from vit_jax.errors import UserError
 
@@ -52,9 +53,11 @@ class MixtureSource:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def read(self, index: int) -> tuple[np.ndarray, int | np.ndarray]:
+    def read(
+        self, index: int, crop: Crop | None = None
+    ) -> tuple[np.ndarray, int | np.ndarray]:
         source, record = self._find(index)
-        return source.read(record)
+        return source.read(record, crop)
 
     def describe(self, index: int) -> str:
         source, record = self._find(index)

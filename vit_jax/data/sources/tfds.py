@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from vit_jax.data import catalog, decode, splits
+from vit_jax.data.crop import Crop, cut
 from vit_jax.data.sources.base import BUILT_IN
 from vit_jax.data.sources.example import Feature, parse_example
 from vit_jax.data.sources.records import ArrayRecords, Shard, TfRecords
@@ -72,7 +73,9 @@ class TfdsSource:
     def describe(self, index: int) -> str:
         return self._records.describe(index)
 
-    def read(self, index: int) -> tuple[np.ndarray, int | np.ndarray]:
+    def read(
+        self, index: int, crop: Crop | None = None
+    ) -> tuple[np.ndarray, int | np.ndarray]:
         keys = (self._image_key, self._label_key)
         parts = () if self._derived is None else self._derived.keys
         try:
@@ -92,9 +95,11 @@ class TfdsSource:
         if missing or len(image) != 1 or isinstance(image, np.ndarray):
             what = " and ".join(missing) or self._image_key
             raise self._error(index, f'holds no single "{what}"')
-        pixels = decode.decode(image[0], where=self.describe(index))
-        if self._pixels is not None:
-            pixels = self._pixels(pixels)
+        where = self.describe(index)
+        if self._pixels is None:
+            pixels = decode.decode(image[0], where=where, crop=crop)
+        else:
+            pixels = cut(self._pixels(decode.decode(image[0], where=where)), crop)
         label = example.get(self._label_key, np.zeros(0, np.int64))
         return pixels, self._class_or_vector(index, label)
 
