@@ -1,7 +1,9 @@
 """Random access to the records of array_record and tfrecord files."""
 
+import bisect
 import hashlib
 import importlib
+import itertools
 import os
 import struct
 import tempfile
@@ -41,7 +43,7 @@ class ArrayRecords:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def __getstate__(self) -> dict[str, Any]:
         readers = [None] * len(self._shards)
@@ -132,7 +134,7 @@ class TfRecords:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": {}, "_lock": None}
@@ -179,15 +181,14 @@ class TfRecords:
         return file
 
 
-def _ends(shards: Sequence[Shard]) -> np.ndarray:
-    return np.cumsum([s.stop - s.start for s in shards])
+def _ends(shards: Sequence[Shard]) -> list[int]:
+    return list(itertools.accumulate(s.stop - s.start for s in shards))
 
 
-def _find(ends: np.ndarray, shards: Sequence[Shard], index: int) -> tuple[int, int]:
+def _find(ends: list[int], shards: Sequence[Shard], index: int) -> tuple[int, int]:
     """(shard, record in its file) of record `index`."""
-    number = int(np.searchsorted(ends, index, side="right"))
-    shard = shards[number]
-    return number, index - int(ends[number]) + shard.stop
+    number = bisect.bisect_right(ends, index)
+    return number, index - ends[number] + shards[number].stop
 
 
 def _unreadable(shard: Shard, why: object) -> str:
