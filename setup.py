@@ -23,7 +23,7 @@ INSTALL_REQUIRES = [
     "jax>=0.10.0",
     "ml-collections>=1.1.0",
     "numpy>=2.0.0",
-    "opencv-python-headless>=4.11.0.86",
+    "opencv-python-headless>=4.12.0.88",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12.8",
     # Parquet files, when a dataset is prepared.
@@ -50,13 +50,13 @@ EXTRAS_REQUIRE = {
     "cuda": ["jax[cuda12]>=0.10.0", *JPEG],
     "tpu": ["jax[tpu]>=0.10.0", *JPEG],
     # The picture of launch.sweep, and --optuna.
-    "sweep": ["matplotlib>=3.10.0", "optuna>=4.2.0"],
+    "sweep": ["matplotlib>=3.10.7", "optuna>=4.2.0"],
     # Compiles for TPU topologies on a machine without a TPU.
-    "plan": ["libtpu>=0.0.42"],
+    "plan": ["libtpu>=0.0.51"],
     "dev": [
         *JPEG,
-        "kubernetes-validate>=1.34.0",
-        "matplotlib>=3.10.0",
+        "kubernetes-validate>=1.34.1",
+        "matplotlib>=3.10.7",
         "optuna>=4.2.0",
         "pillow>=11.0.0",
         "pyright[nodejs]>=1.1.400",

@@ -4,6 +4,7 @@ import textwrap
 
 import pytest
 
+from vit_jax.errors import UserError
 from vit_jax.planning import collectives, hlo, memory, schedule, topologies, traffic
 
 # --- HLO
@@ -238,3 +239,11 @@ def test_peak_of_temporaries() -> None:
     assert [buffer.size for buffer in read.peak] == [200, 100, 100]
     assert read.free_at_peak == 0
     assert read.total == 1000 + 400 + 24 + 8
+
+
+def test_dumps_of_an_unknown_form_are_not_taken_for_no_memory() -> None:
+    """Up to libtpu 0.0.50 allocations had no page."""
+    older = ASSIGNMENT.replace(" page 0,", "")
+    assert older != ASSIGNMENT
+    with pytest.raises(UserError, match=r"libtpu [\d.]+ tells .* from 0.0.51 on"):
+        memory.read(older, LIVE, hlo.Module(LOOP))

@@ -5,9 +5,11 @@ before code generation has begun; they agree with `compiled.memory_analysis()`.
 """
 
 import dataclasses
+import importlib.metadata
 import re
 from collections.abc import Iterable, Mapping
 
+from vit_jax.errors import UserError
 from vit_jax.planning.hlo import Instruction, Module, arrays
 
 _ALLOCATION = re.compile(
@@ -67,7 +69,12 @@ class Memory:
 
 
 def read(assignment: str, live_ranges: str, module: Module) -> Memory:
-    """Reads the dumps of the buffer assignment and of the live ranges."""
+    """Reads the dumps of the buffer assignment and of the live ranges.
+
+    Raises:
+      UserError: no arguments are found, which a program always has: the compiler is of
+        a version whose dumps have another form.
+    """
     sizes = {"arguments": 0, "temporaries": 0, "outputs": 0, "constants": 0}
     values: list[tuple[str, int, int, str]] = []
     kind = ""
@@ -82,6 +89,12 @@ def read(assignment: str, live_ranges: str, module: Module) -> Memory:
         elif kind == "temporaries" and (match := _VALUE.match(line)):
             name = match[1] + (match[2] or "{}")
             values.append((name, int(match[4]), int(match[5]), match[6]))
+    if not sizes["arguments"]:
+        raise UserError(
+            f"libtpu {importlib.metadata.version('libtpu')} tells of memory in a form "
+            "that is not known here: install the version of "
+            "requirements/lock-py311.txt, or another from 0.0.51 on"
+        )
     ranges = {
         match[1] + match[2]: (int(match[3]), int(match[4]))
         for match in map(_LIVE.match, live_ranges.splitlines())
