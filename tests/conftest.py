@@ -3,6 +3,8 @@
 Tests that start other processes hand their environment on, so these hold there too.
 """
 
+import contextlib
+import importlib
 import os
 import signal
 from pathlib import Path
@@ -20,6 +22,11 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Programs compiled by an earlier run, or by another worker or process of this one.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+
+# It comes with PyTorch, of the extra [crosscheck], and ends the process if it is loaded
+# after TensorFlow: each brings an LLVM.
+with contextlib.suppress(ImportError):
+    importlib.import_module("triton")
 
 # In the background of a shell Ctrl-C is ignored, and what we start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
