@@ -18,6 +18,7 @@ MODEL = {
     "width": 256,
     "depth": 2,
     "scan": True,
+    "write_norms": True,
     "mlp_dim": 256,
     "num_heads": 4,
     "pool": "gap",
@@ -63,6 +64,12 @@ def test_attention_is_fused_where_its_arrays_are(
     kernels = re.findall(r"%fused_attention_(\w+?)[.\d]* = .*tpu_custom_call", hlo)
     # Once each in the bodies of two loops: remat computes no attention again.
     assert sorted(kernels) == ["backward", "forward"]
+
+    # A product reads what LayerNorm wrote, and does not compute it for itself.
+    products = re.findall(r"^%fused_computation.*?^}", hlo, re.M | re.S)
+    products = [x for x in products if " convolution(" in x]
+    of_norm = re.compile(r" fusion\(.*/LayerNorm_\d/convert_element_type")
+    assert products and not [x for x in products if of_norm.search(x)]
 
     images, lanes = 32 // (mesh[0] * mesh[1]), 256 // mesh[2]
     assert f"bf16[{images},49,{lanes}]" in hlo  # each device's own images and heads

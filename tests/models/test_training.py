@@ -226,6 +226,29 @@ def test_a_loop_keeps_all_and_a_scan_the_names_unless_told_otherwise():
     assert products(scan=True) == saved > products(scan=True, remat_policy="none")
 
 
+@both
+def test_norms_are_written_in_the_forward_pass_alone(scan: bool):
+    def barriers(write_norms: bool) -> int:
+        vit = tiny.model(scan=scan, remat_policy="none", write_norms=write_norms)
+        return count(jax.grad(loss_of(vit)), tiny.shapes(vit))["optimization_barrier"]
+
+    layers = 1 if scan else 2
+    assert barriers(True) - barriers(False) == 2 * layers
+
+
+@both
+def test_norms_that_are_written_change_nothing(scan: bool):
+    fields: dict[str, Any] = {"scan": scan, "remat_policy": "nothing_saveable"}
+    params = tiny.params(tiny.model(**fields))
+    plain, written = (
+        tiny.jit(jax.grad(loss_of(tiny.model(**fields, write_norms=write_norms))))(
+            params
+        )
+        for write_norms in (False, True)
+    )
+    jax.tree.map(np.testing.assert_array_equal, written, plain)
+
+
 def test_constrain_is_called_after_the_embedding_and_after_every_layer():
     shapes = []
 

@@ -158,6 +158,7 @@ class Encoder1DBlock(nn.Module, kw_only=True):
     param_dtype: str
     constrain: Callable[[jax.Array], jax.Array]
     attend: Attend | None
+    write_norms: bool
 
     @nn.compact
     def __call__(
@@ -213,13 +214,15 @@ class Encoder1DBlock(nn.Module, kw_only=True):
                 branch = drop_path(branch, self.make_rng("dropout"), rate=drop_rate)
             return branch
 
+        written = _written if self.write_norms else identity
+
         # z' = MSA(LN(z)) + z  (2)
-        y = norm(name="LayerNorm_0")(z)
+        y = written(norm(name="LayerNorm_0")(z))
         y, attention = msa(y, y, train=train, with_weights="/attention" in wanted)
         z = checkpoint_name(drop(y, 0) + z, "mid")
 
         # z = MLP(LN(z')) + z'  (3)
-        y = norm(name="LayerNorm_1")(z)
+        y = written(norm(name="LayerNorm_1")(z))
         y = mlp(y, train=train)
         z = self.constrain(drop(y, 1) + z)
 
@@ -309,6 +312,17 @@ def head_of(model: Any, name: str = "head") -> Head:
         param_dtype=model.param_dtype,
         name=name,
     )
+
+
+@jax.custom_jvp
+def _written(x: jax.Array) -> jax.Array:
+    """`x`, which cannot be fused into what reads it; its gradient can."""
+    return jax.lax.optimization_barrier(x)
+
+
+@_written.defjvp
+def _written_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    return _written(*primals), tangents[0]
 
 
 def identity(x: jax.Array) -> jax.Array:

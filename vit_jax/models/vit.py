@@ -85,6 +85,10 @@ class VisionTransformer(nn.Module, kw_only=True):
       remat_names: the activations that "save_only_these_names" keeps; default all of
         q, k, v, attn_o (attention before its output projection), mid (between attention
         and MLP) and up (before GELU).
+      write_norms: what LayerNorm gives in a layer is written to memory, where the TPU
+        compiler would compute it again in each product that reads it. Faster or slower,
+        by the model's shape; see docs/planning.md. Without a remat policy it is kept
+        for the backward pass too.
       attention: "plain" as XLA compiles it, "fused" as one TPU kernel, which keeps its
         scores out of memory (elsewhere it is interpreted, slowly), or "auto": fused on
         TPUs, for the shapes that the kernel takes; laid out with heads first on CPUs.
@@ -126,6 +130,7 @@ class VisionTransformer(nn.Module, kw_only=True):
     scan: bool = False
     remat_policy: RematPolicy = "auto"
     remat_names: tuple[Name, ...] | None = None
+    write_norms: bool = False
     attention: Literal["auto", "plain", "fused"] = "auto"
     constrain: Callable[[jax.Array], jax.Array] = identity
     attend: Attend | None = None
@@ -287,6 +292,7 @@ class VisionTransformer(nn.Module, kw_only=True):
             param_dtype=self.param_dtype,
             constrain=self.constrain,
             attend=self.attend,
+            write_norms=self.write_norms,
         )
         return Encoder(
             block=block,

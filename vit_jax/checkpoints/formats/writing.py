@@ -151,7 +151,8 @@ def fields_of(built: Any) -> dict[str, Any]:
     """The fields of a model that say what it computes, by name."""
     names = {kind: name for name, kind in models.MODELS.items()}
     about = {"parent", "name", "constrain", "attend", "classify", "remat_names"}
-    about |= {"scan", "remat_policy", "attention", "dtype", "param_dtype"}
+    about |= {"scan", "remat_policy", "write_norms", "attention"}
+    about |= {"dtype", "param_dtype"}
     values = {k: v for k, v in vars(built).items() if not k.startswith("_")}
     kept = {k: v for k, v in values.items() if k not in about and v is not None}
     return {"name": names[type(built)], **kept}
