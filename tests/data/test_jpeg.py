@@ -238,6 +238,38 @@ jpeg._decoder(found[0])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('__version__ = "0.8.0"', "None"),
+        (
+            "import no_such_cuda",
+            "cannot be loaded (No module named 'no_such_cuda'): re",
+        ),
+    ],
+    ids=["older", "broken"],
+)
+def test_a_library_that_will_not_do(text: str, said: str, tmp_path: Path):
+    module = tmp_path / "nvidia" / "nvimgcodec" / "__init__.py"
+    module.parent.mkdir(parents=True)
+    (module.parent.parent / "__init__.py").touch()
+    module.write_text(text)
+    program = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from vit_jax.data import jpeg
+from vit_jax.errors import UserError
+try:
+    print(jpeg.library())
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert said in done.stdout
+
+
 def test_many_threads_decode_at_once():
     rng = np.random.default_rng(0)
     files = [by_opencv(photo(rng, 200, 300)) for _ in range(8)]

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vit_jax.data.crop import Box, Crop
+from vit_jax.errors import UserError
 
 # Markers (ITU-T T.81, table B.1), the second byte; the first is 0xFF.
 _SOF0, _SOS, _EOI = 0xC0, 0xDA, 0xD9  # baseline frame, scan, end
@@ -34,6 +35,7 @@ _SKIPPED = {_DQT, _DHT, _DRI, _COM, *range(_APP0, _APP15 + 1)} - {_APP14}
 _MAX_PIXELS = 2**26  # beyond, whether OpenCV takes it is OpenCV's to say
 # In narrower parts libjpeg-turbo does not smooth colours as it does in whole images.
 _MIN_WIDTH = 32
+_LOWEST = 0, 9  # as in setup.py
 _OPTIONS = ":fancy_upsampling=1 libjpeg_turbo_decoder:fast_idct=0"
 
 _DecodePart = Callable[[np.ndarray, Box], np.ndarray | None]
@@ -119,7 +121,11 @@ def _ends(scan: np.ndarray) -> bool:
 
 @functools.cache
 def library() -> Any | None:
-    """nvImageCodec, if it is installed."""
+    """nvImageCodec, if it is installed in a version whose parts have been compared.
+
+    Raises:
+        UserError: it is installed and cannot be loaded.
+    """
     if importlib.util.find_spec("nvidia") is None:
         return None
     spec = importlib.util.find_spec("nvidia.nvimgcodec")
@@ -136,14 +142,18 @@ def library() -> Any | None:
         os.environ.update(ours)
         try:
             from nvidia import nvimgcodec
-        except ImportError:
-            return None
+        except ImportError as e:
+            raise UserError(
+                f"nvImageCodec is installed but cannot be loaded ({e}): reinstall or "
+                "remove nvidia-nvimgcodec, which only makes decoding JPEGs faster"
+            ) from e
         finally:
             for name, value in before.items():
                 os.environ.pop(name)
                 if value is not None:
                     os.environ[name] = value
-    return nvimgcodec
+    version = tuple(int(part) for part in nvimgcodec.__version__.split(".")[:2])
+    return nvimgcodec if version >= _LOWEST else None
 
 
 def _decoder(library: Any) -> _DecodePart:
