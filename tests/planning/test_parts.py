@@ -152,7 +152,8 @@ def test_search_ranks_what_fits() -> None:
             raise UserError("tensor 2 does not divide model.num_heads 3")
         size = 100 // changes["mesh.fsdp"] + 50 * (not changes["model.scan"])
         result = compiled(size)
-        result["time"] = {"parts": {"MLP": float(200 - size)}}
+        written = changes.get("model.write_norms", False)
+        result["time"] = {"parts": {"MLP": float(200 - size - 60 * written)}}
         return result
 
     lines: list[str] = []
@@ -169,7 +170,9 @@ def test_search_ranks_what_fits() -> None:
     assert max(one.total for one in fast) <= 90
     assert any("does not divide" in line for line in lines)
     full = search.search(compile, fast=False, **options)
-    assert len(full) == asked.count(False) == search.MOST_FULL
+    assert len(full) == asked.count(False) == search.MOST_FULL + 1
+    best, second = (one.changes for one in full[:2])
+    assert best == {**second, "model.write_norms": True}
     times = [one.milliseconds for one in full]
     assert times == sorted(times, key=lambda ms: ms or 0.0)
 
