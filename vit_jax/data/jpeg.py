@@ -17,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -27,8 +27,7 @@ from vit_jax.errors import UserError
 # Markers (ITU-T T.81, table B.1), the second byte; the first is 0xFF.
 _SOF0, _SOS, _EOI = 0xC0, 0xDA, 0xD9  # baseline frame, scan, end
 _DQT, _DHT, _DRI, _COM = 0xDB, 0xC4, 0xDD, 0xFE
-_APP0, _APP1, _APP13, _APP15 = 0xE0, 0xE1, 0xED, 0xEF
-_APP14 = 0xEE  # Adobe's: the colours may be others
+_APP0, _APP14, _APP15 = 0xE0, 0xEE, 0xEF  # 14 is Adobe's: the colours may be others
 _RST0, _RST7 = 0xD0, 0xD7  # within a scan
 _SKIPPED = {_DQT, _DHT, _DRI, _COM, *range(_APP0, _APP15 + 1)} - {_APP14}
 
@@ -43,13 +42,6 @@ _thread = threading.local()
 _importing = threading.Lock()  # it changes the environment for a moment
 
 
-class Plain(NamedTuple):
-    """A whole baseline JPEG with three components in one scan."""
-
-    height: int
-    width: int
-
-
 def decode_part(data: bytes | memoryview, crop: Crop) -> np.ndarray | None:
     """The part of a JPEG file that `crop` wants, uint8 [h, w, 3] RGB.
 
@@ -61,10 +53,10 @@ def decode_part(data: bytes | memoryview, crop: Crop) -> np.ndarray | None:
     if found is None:
         return None
     buffer = np.frombuffer(data, np.uint8)
-    plain = parse(buffer)
-    if plain is None:
+    size = size_if_plain(buffer)
+    if size is None:
         return None
-    box = crop(plain.height, plain.width)
+    box = crop(*size)
     if box.width < _MIN_WIDTH:
         return None
     if not hasattr(_thread, "decode"):
@@ -72,11 +64,12 @@ def decode_part(data: bytes | memoryview, crop: Crop) -> np.ndarray | None:
     return _thread.decode(buffer, box)
 
 
-def parse(buffer: np.ndarray) -> Plain | None:
-    """What the bytes of a file, uint8 [n], say of it; None if it is not `Plain`.
+def size_if_plain(buffer: np.ndarray) -> tuple[int, int] | None:
+    """(height, width) of the file with these bytes, uint8 [n]; None if it is not plain.
 
-    Plain files end where their only scan ends, and in the scan are no markers but those
-    for restarts. Decoding one can give wrong pixels, but never an error.
+    A plain file is a baseline JPEG with its three components in one scan. It ends where
+    the scan ends, and in the scan are no markers but those for restarts: decoding it
+    can give wrong pixels, but never an error.
     """
     view = memoryview(buffer.data)
     size: tuple[int, int] | None = None
@@ -88,9 +81,7 @@ def parse(buffer: np.ndarray) -> Plain | None:
         segment = view[start:position]
         if marker == _SOS:
             in_one = len(segment) == 10 and segment[0] == 3
-            if size is None or not in_one or not _ends(buffer[position:]):
-                return None
-            return Plain(*size)
+            return size if in_one and _ends(buffer[position:]) else None
         if marker == _SOF0 and size is None:
             size = _size(bytes(segment))
         elif marker not in _SKIPPED or segment[:4] == b"Exif":

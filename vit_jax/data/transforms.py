@@ -326,7 +326,7 @@ class EvalTransform:
     def finish(
         self, image: np.ndarray, size: tuple[int, int], draws: Draws | None = None
     ) -> np.ndarray:
-        """The same."""
+        """What a call does: all of the image is wanted."""
         if self.crop == "none":
             return resize(image, size)
         return _cover(image, size, short_side=self.resize or min(size))
