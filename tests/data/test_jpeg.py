@@ -135,10 +135,38 @@ def test_other_kinds_are_left_to_the_whole_decoder(kind: str):
     image = photo(np.random.default_rng(0), 60, 80)
     data = by_pil(image, **OTHERS[kind])
     box = Box(3, 5, 40, 50)
+    assert jpeg.size_if_plain(np.frombuffer(data, np.uint8)) is None
     assert jpeg.decode_part(data, wanting(box)) is None
     want = whole(data)
     assert want is not None
     np.testing.assert_array_equal(part(data, box), cut(want, wanting(box)))
+
+
+@pytest.mark.parametrize("subsampling", SUBSAMPLING)
+def test_narrow_parts(subsampling: str):
+    """One column at the left edge has no smooth colours from libjpeg-turbo."""
+    data = by_opencv(
+        photo(np.random.default_rng(0), 80, 100),
+        *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SUBSAMPLING[subsampling]),
+    )
+    want = whole(data)
+    assert want is not None
+    for width in (1, 2, 3, 15, 16, 17, 31, 32, 33):
+        for left in (0, 1, 15, 16, 17, 100 - width):
+            crop = wanting(Box(5, left, 60, width))
+            assert (jpeg.decode_part(data, crop) is None) == (width < 32)
+            np.testing.assert_array_equal(part(data, crop(80, 100)), cut(want, crop))
+
+
+def test_adobes_colours_and_several_scans_are_not_plain():
+    data = by_opencv(photo(np.random.default_rng(0), 60, 80))
+    adobe = b"\xff\xee\x00\x0eAdobe" + bytes([0, 100, 0, 0, 0, 0, 0])
+    of_three = bytes.fromhex("ffda000c03010002110311003f00")
+    of_one = bytes.fromhex("ffda0008010100003f00")
+    assert of_three in data
+    for changed in (data[:2] + adobe + data[2:], data.replace(of_three, of_one)):
+        assert jpeg.size_if_plain(np.frombuffer(changed, np.uint8)) is None
+    assert jpeg.size_if_plain(np.frombuffer(data, np.uint8)) == (60, 80)
 
 
 def test_comments_profiles_and_what_follows_the_end_change_nothing():
