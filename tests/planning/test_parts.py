@@ -173,6 +173,15 @@ def test_search_ranks_what_fits() -> None:
     assert len(full) == asked.count(False) == search.MOST_FULL + 1
     best, second = (one.changes for one in full[:2])
     assert best == {**second, "model.write_norms": True}
+
+    def greedy(changes: search.Changes, fast: bool) -> dict[str, Any]:
+        """Where norms that are written need more memory than there is."""
+        result = compile(changes, fast)
+        result["memory"]["total"] += 100 * ("model.write_norms" in changes)
+        return result
+
+    found = search.search(greedy, fast=False, **options)
+    assert [one.changes for one in found] == [one.changes for one in full[1:]]
     times = [one.milliseconds for one in full]
     assert times == sorted(times, key=lambda ms: ms or 0.0)
 

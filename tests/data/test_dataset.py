@@ -1,0 +1,96 @@
+"""What a dataset says of itself, and what it checks before a run."""
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.data.small import mini
+from vit_jax import data
+from vit_jax.errors import UserError
+
+
+def test_properties():
+    dataset = mini(split="train[:99%]", image_size=(28, 30), mean=(0.1, 0.2, 0.3))
+    assert dataset.image_shape == (28, 30, 3)
+    assert dataset.num_examples == 7920
+    assert dataset.num_classes == 10
+    assert dataset.label_classes is None
+    assert dataset.label_names is not None
+    assert dataset.label_names[0] == "T-shirt/top"
+    assert (dataset.mean, dataset.std) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
+    assert dataset.fingerprint == mini(split="train[:7920]").fingerprint
+    assert dataset.fingerprint != mini().fingerprint
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_check_labels(tmp_path, train, tfds_dir):
+    labels = np.arange(1000) % 5
+    labels[777] = 9
+    path = tmp_path / "x.npz"
+    np.savez(path, x_train=np.zeros((1000, 8, 8), np.uint8), y_train=labels)
+
+    def check(**keys: Any):
+        keys = {"name": "npz", "data_dir": str(path), "image_size": 8} | keys
+        dataset = data.make(**keys, train={}, eval={})
+        dataset.check(num_classes=5, train=train, batch_size=4)
+
+    check(split="train[:777]")
+    with pytest.raises(
+        UserError,
+        match=r"split train, record 777: label 9 is out of range 0\.\.4 \(1 of",
+    ):
+        check(split="train[700:]")
+    labels[777] = -1
+    np.savez(path, x_train=np.zeros((1000, 8, 8), np.uint8), y_train=labels)
+    with pytest.raises(UserError, match=r"record 777: label -1 is out of range"):
+        check()
+    animals = {"name": "animals", "data_dir": str(tfds_dir / "tfrecord")}
+    with pytest.raises(UserError, match=r"record 0: label 1000 is out of range 0\.\.4"):
+        check(**animals, label_key="number")
+    with pytest.raises(UserError, match=r"record 0 has label -1, out of range 0\.\.2"):
+        check(**animals, label_key="hidden")
+
+
+def test_check_number_of_classes():
+    with pytest.raises(UserError, match=r"has 10 classes, .* only 9; .*num_classes=10"):
+        mini().check(num_classes=9, train=True, batch_size=4)
+    mini().check(num_classes=10, train=True, batch_size=4)
+    mini().check(num_classes=1000, train=True, batch_size=100_000)
+
+
+def test_check_finds_images_of_another_size():
+    dataset = mini(image_size=32, train={"crop": "none"})
+    with pytest.raises(
+        UserError, match=r"split train, record \d+: an image of 28 x 28, but .* 32 x 32"
+    ):
+        dataset.check(num_classes=10, train=True, batch_size=4)
+    dataset.check(num_classes=10, train=False, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"image_size": 0}, "image_size=0; expected pixels"),
+        ({"image_size": (8, -1)}, r"image_size=\(8, -1\)"),
+        ({"num_workers": -1}, "num_workers=-1; expected 0 or more"),
+        ({"num_threads": 0}, "num_threads=0; expected 1 or more"),
+        ({"train": {"crop": "crop"}}, "expected one of"),
+    ],
+    ids=str,
+)
+def test_bad_keys(keys, message):
+    with pytest.raises(UserError, match=message):
+        mini(**keys)
+
+
+def test_importing_is_cheap():
+    """The command line checks its keys against `make` before anything slow."""
+    slow = ("grain", "tensorflow", "tensorflow_datasets", "jax")
+    code = f"import sys, vit_jax.data; print([m for m in {slow} if m in sys.modules])"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "[]\n"
