@@ -148,7 +148,12 @@ def in_one_piece(path: Path) -> Iterator[Path]:
 
 
 def fields_of(built: Any) -> dict[str, Any]:
-    """The fields of a model that say what it computes, by name."""
+    """The fields of a model that say what it computes, not how, by name.
+
+    >>> vit = models.create(variant="Ti/16", num_classes=2, scan=True, write_norms=True)
+    >>> {"scan", "write_norms", "width"} & set(fields_of(vit))
+    {'width'}
+    """
     names = {kind: name for name, kind in models.MODELS.items()}
     about = {"parent", "name", "constrain", "attend", "classify", "remat_names"}
     about |= {"scan", "remat_policy", "write_norms", "attention"}
