@@ -86,7 +86,7 @@ def train_from(
                 workdirs.write_atomically(workdir / workdirs.LABEL_NAMES, text)
             overview = metrics.parameter_overview(run.abstract_state.params)
             workdirs.write_atomically(workdir / "parameters.txt", overview + "\n")
-            announce(workdir, run, saved.position.step, overview)
+            announce(workdir, run, saved, overview)
     # Ahead of time, in a thread: a signal need not wait for the compiler.
     train_step = preemption.wait(run.compile_train_step)
     preemption.wait(run.compile_evaluators)
@@ -323,16 +323,18 @@ def tell_result(
     print(f"written to {path}", flush=True)
 
 
-def announce(workdir: epath.Path, run: Run, step: int, overview: str) -> None:
+def announce(workdir: epath.Path, run: Run, saved: Checkpoints, overview: str) -> None:
     """Says what is about to run, before the first compilation makes it silent."""
     device = run.mesh.devices.flat[0].device_kind
     axes = " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+    step = saved.position.step
     print(
         f"{overview.splitlines()[-1].removeprefix('Total: ')} of parameters; "
         f"{run.dataset.num_examples:,} training images, {run.num_classes} classes; "
         f"{run.total_steps:,} steps of {run.batch_size} on {run.mesh.size} x {device} "
         f"({axes}).\n"
         + (f"Goes on from step {step}. " if step else "")
+        + "".join(f"Note: {note}.\n" for note in saved.notes)
         + f"Compiling; logs go to {workdir}.",
         flush=True,
     )
