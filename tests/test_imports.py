@@ -32,6 +32,7 @@ LAYERS: tuple[set[str], ...] = (
         "optim",
         "preemption",
         "progress",
+        "recipes",
         "relay",
         "schedules",
         "sharding",
