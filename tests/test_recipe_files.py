@@ -1,5 +1,6 @@
 """Which file `--config` names, and what a recipe can import."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -101,7 +102,10 @@ def test_a_package_configs_of_the_program_stays(empty: Path) -> None:
         "import configs as again; assert again.STATE == [1] and again is configs"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(cli.ROOT)},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
 
