@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,13 +34,17 @@ def write(path: Path, text: str = LIKE_QUICKSTART, module: str = "quickstart") -
     return path
 
 
+def load(recipe: str) -> dict[str, Any]:
+    return config.load(recipe, []).to_dict()
+
+
 @pytest.mark.parametrize("recipe", ["imagenet1k.py:S/32", "configs/imagenet1k.py:S/32"])
 def test_a_recipe_that_comes_with_vit_jax(
     empty: Path, recipe: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     recipes._tell.cache_clear()
-    assert config.load(recipe, [])["model"]["variant"] == "S/32"
-    config.load(recipe, [])
+    assert load(recipe)["model"]["variant"] == "S/32"
+    load(recipe)
     told = capfd.readouterr().err.splitlines()
     assert len(told) == 1
     assert "there is no file" in told[0] and "imagenet1k.py, which comes" in told[0]
@@ -67,7 +72,7 @@ def test_recipes_anywhere_import_each_other(
         write(empty / beside / "own.py")
     for elsewhere in (empty, Path("/")):
         monkeypatch.chdir(elsewhere)
-        assert config.load(f"{path}:7", [])["seed"] == 7
+        assert load(f"{path}:7")["seed"] == 7
 
 
 def test_the_nearest_configs_are_taken(empty: Path) -> None:
@@ -77,19 +82,17 @@ def test_the_nearest_configs_are_taken(empty: Path) -> None:
         own = "import configs.finetune\nfrom configs import imagenet1k\n"
         own += f"def get_config():\n  c = imagenet1k.get_config('Ti/{width}')\n"
         write(empty / name / "configs" / "quickstart.py", own + "  return c\n")
-    variants = [
-        config.load(f"{name}/recipe.py", [])["model"]["variant"] for name in "aba"
-    ]
+    variants = [load(f"{name}/recipe.py")["model"]["variant"] for name in "aba"]
     assert variants == ["Ti/64", "Ti/32", "Ti/64"]
     write(empty / "configs" / "quickstart.py", "1 / 0")
-    assert config.load("fashion_mnist.py", [])["data"]["name"] == "idx"
+    assert load("fashion_mnist.py")["data"]["name"] == "idx"
 
 
 def test_a_folder_of_recipes_may_have_code_of_its_own(empty: Path) -> None:
     write(empty / "configs" / "__init__.py", "WIDTH = 64\n")
     text = "from configs import WIDTH\n" + LIKE_QUICKSTART
     write(empty / "configs" / "recipe.py", text + "    config.model.width = WIDTH\n")
-    assert config.load("configs/recipe.py", [])["batch_size"] == 32
+    assert load("configs/recipe.py")["batch_size"] == 32
 
 
 def test_a_package_configs_of_the_program_stays(empty: Path) -> None:
@@ -116,9 +119,9 @@ def test_home_and_colons_in_a_path(
     monkeypatch.setenv("HOME", str(empty / "12:30"))
     write(empty / "12:30" / "a.py:b" / "recipe.py")
     recipe = "~/a.py:b/recipe.py"
-    assert config.load(recipe, [])["seed"] == 3
-    assert config.load(f"{recipe}:8", [])["seed"] == 8
-    assert config.load(f"{empty}/12:30/a.py:b/recipe.py:9", [])["seed"] == 9
+    assert load(recipe)["seed"] == 3
+    assert load(f"{recipe}:8")["seed"] == 8
+    assert load(f"{empty}/12:30/a.py:b/recipe.py:9")["seed"] == 9
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,7 @@ def test_home_and_colons_in_a_path(
 def test_files_that_are_not_there(empty: Path, recipe: str, message: str) -> None:
     write(empty / "mine" / "recipe.py")
     with pytest.raises(UserError, match=message):
-        config.load(recipe, [])
+        load(recipe)
 
 
 def test_the_recipes_of_the_repository_are_those_that_come_with_it() -> None:
