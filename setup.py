@@ -82,8 +82,8 @@ EXTRAS_REQUIRE = {
 }
 
 
-# Packages of vit_jax whose folders stand beside it in the repository, where vit_jax/ has
-# links to the first two. An archive that loses links installs them all the same.
+# Packages of vit_jax whose folders stand beside it in the repository. In vit_jax/ there
+# are links to two of them; an archive that loses links installs them all the same.
 BESIDE = {
     "vit_jax.configs": "configs",
     "vit_jax.launch": "launch",
