@@ -74,9 +74,8 @@ def build(folder: Path) -> Path:
     python = environment(folder / "builder")
     run(python, "-m", "pip", "install", "--quiet", "build")
     run(python, "-m", "build", "--outdir", folder / "dist", ROOT)
-    address = f"vit_jax @ git+file://{ROOT}"
     pip = (python, "-m", "pip", "wheel", "--quiet", "--no-deps")
-    run(*pip, "--wheel-dir", folder / "git", address)
+    run(*pip, "--wheel-dir", folder / "git", f"git+file://{ROOT}")
     (wheel,), (of_git,) = (folder / "dist").glob("*.whl"), (folder / "git").iterdir()
     assert (missing := expected() ^ contents(wheel)) == set(), missing
     assert contents(wheel) == contents(of_git)
