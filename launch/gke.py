@@ -157,7 +157,16 @@ def volumes(given: Sequence[str], workdir: str) -> list[tuple[str, str]]:
 
 
 def build_commands(flags: argparse.Namespace) -> list[list[str]]:
-    """Builds the image from this checkout's Dockerfile, and pushes it."""
+    """Builds the image from this checkout's Dockerfile, and pushes it.
+
+    Raises:
+      UserError: if this is no checkout.
+    """
+    if not Path("Dockerfile").is_file():
+        raise UserError(
+            "--build builds the image from the Dockerfile of a clone of vit_jax, and "
+            "there is none here: run this there, or give an --image that is built"
+        )
     extras = "[tpu]" if flags.topology else "[cuda]"
     build = ["docker", "build", f"--tag={flags.image}", f"--build-arg=EXTRAS={extras}"]
     return [[*build, "."], ["docker", "push", flags.image]]

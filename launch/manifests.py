@@ -38,7 +38,7 @@ class Settings:
 
     Attributes:
       name: of the object, its service and its pods' hosts.
-      image: a container image with this checkout in its working directory.
+      image: a container image with vit_jax, and the recipe in its working directory.
       volumes: persistent volume claims and where they are mounted.
       grace: seconds between SIGTERM and SIGKILL, to save in.
       max_restarts: of the whole run; those after a preemption are not counted.

@@ -1,7 +1,7 @@
 """python -m vit_jax.launch.tpu --name=... --accelerator_type=v5litepod-16 [flags]
 
 Runs vit_jax.main on TPU VMs of Google Cloud: waits in the queue for the slices, ships
-this checkout, runs on all workers, shows their logs, and starts again what crashed or
+this vit_jax, runs on all workers, shows their logs, and starts again what crashed or
 was preempted. In the end the slices are deleted, unless --keep is given.
 """
 

@@ -276,7 +276,7 @@ def write_tables(found: Sequence[Trial], base: job.Job, metric: str) -> list[Row
     print(f"\n{text}")
     print("Written to " + ", ".join(str(directory / name) for name in files))
     if not picture.is_possible():
-        print("For a picture: pip install -e '.[sweep]', and this command with --table")
+        print("For a picture: pip install matplotlib, and this command with --table")
     return rows
 
 

@@ -45,7 +45,7 @@ class Study:
         """
         if importlib.util.find_spec("optuna") is None:
             raise UserError(
-                "--optuna needs Optuna: pip install -e '.[sweep]', or use --random"
+                "--optuna needs Optuna: pip install optuna, or use --random"
             )
         import optuna
 

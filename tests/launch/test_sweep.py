@@ -302,7 +302,7 @@ def test_optuna_missing_is_said(tmp_path: Path) -> None:
         text=True,
     )
     assert process.returncode == 2
-    assert "pip install -e '.[sweep]', or use --random" in process.stderr
+    assert "pip install optuna, or use --random" in process.stderr
 
 
 NO_OPTUNA = """
