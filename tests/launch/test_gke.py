@@ -302,6 +302,16 @@ def test_the_image_is_built_before(cluster: Cloud):
     )
 
 
+def test_an_image_is_built_in_a_clone_alone(
+    cluster: Cloud, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
+    argv = ["--config=quickstart.py" if "--config=" in a else a for a in GPU]
+    with pytest.raises(UserError, match=r"--build builds the image from .* a clone"):
+        gke.main([*argv, "--build"])
+    assert cluster["commands"] == []
+
+
 def test_a_tool_that_is_missing_is_named(cluster: Cloud, monkeypatch, tmp_path: Path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "kubectl" not in os.listdir(tmp_path)
