@@ -45,6 +45,7 @@ def test_a_recipe_that_comes_with_vit_jax(
     recipes._tell.cache_clear()
     assert load(recipe)["model"]["variant"] == "S/32"
     load(recipe)
+    assert not [path for path in sys.path if Path(path).name == "vit_jax"]
     told = capfd.readouterr().err.splitlines()
     assert len(told) == 1
     assert "there is no file" in told[0] and "imagenet1k.py, which comes" in told[0]

@@ -69,11 +69,12 @@ def load(path: Path) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    own = path.resolve().parent
-    if str(own.parent) not in sys.path:
+    own, packaged = path.resolve().parent, PACKAGED.resolve()
+    # Others may import a user's own modules too; ours must not be found as `data`.
+    if own != packaged and str(own.parent) not in sys.path:
         sys.path.append(str(own.parent))
     folders = [folder / _CONFIGS for folder in (own.parent, own, Path.cwd())]
-    with _configs_are([*folders, PACKAGED.resolve()]):
+    with _configs_are([*folders, packaged]):
         spec.loader.exec_module(module)
     return module
 
