@@ -8,17 +8,15 @@ whose type cannot be written in a config (a callable, an array) is not a key.
 
 import ast
 import dataclasses
-import importlib.util
 import inspect
-import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from ml_collections import ConfigDict, config_dict
 
+from vit_jax import recipes
 from vit_jax.errors import UserError, did_you_mean
 
 Plain = dict[str, Any]
@@ -54,7 +52,7 @@ def load(recipe: str, overrides: Sequence[tuple[str, str]]) -> ConfigDict:
 
 def read_recipe(recipe: str) -> ConfigDict:
     """Runs `get_config(arg)` of the file that `PATH.py[:ARG]` names."""
-    module, arg = recipe_module(recipe), recipe.partition(":")[2]
+    module, arg = recipe_module(recipe), recipes.split(recipe)[1]
     if not hasattr(module, "get_config"):
         raise UserError(f"--config={recipe}: the file defines no get_config(arg)")
     takes_argument = bool(inspect.signature(module.get_config).parameters)
@@ -62,27 +60,13 @@ def read_recipe(recipe: str) -> ConfigDict:
         raise UserError(f'--config={recipe}: this recipe takes no argument ":{arg}"')
     try:
         return module.get_config(arg) if arg else module.get_config()
-    except ValueError as error:  # recipes import only ml_collections: see DESIGN
+    except ValueError as error:  # of the argument: recipes import little else
         raise UserError(f"--config={recipe}: {error}") from error
 
 
 def recipe_module(recipe: str) -> types.ModuleType:
     """The module in the file that `PATH.py[:ARG]` names."""
-    path = recipe.partition(":")[0]
-    if not Path(path).is_file():
-        near = sorted(str(p) for p in Path("configs").glob("*.py"))
-        raise UserError(
-            f'--config={recipe}: there is no file "{path}" here; '
-            + (did_you_mean(path, near) if near else "run from the checkout's root")
-        )
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    root = str(Path(path).resolve().parent.parent)
-    if root not in sys.path:  # recipes import each other as configs.NAME
-        sys.path.append(root)
-    spec.loader.exec_module(module)
-    return module
+    return recipes.load(recipes.find(recipes.split(recipe)[0]))
 
 
 def owners(path: str, given: Plain) -> list[Callable[..., Any]]:
