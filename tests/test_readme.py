@@ -35,10 +35,8 @@ def test_commands_are_found() -> None:
 def test_command_is_valid(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Flags, recipe and every override."""
     monkeypatch.chdir(cli.ROOT)
-    argv = shlex.split(command)[2:]
-    overrides = main.parse(argv)
-    config.load(main.FLAGS.config, overrides)
-    main.FLAGS.unparse_flags()
+    args, overrides = main.parse(shlex.split(command)[3:])
+    config.load(args.config, overrides)
 
 
 def test_targets_and_files_exist() -> None:

@@ -95,15 +95,7 @@ def parse(argv: Sequence[str]) -> Options:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns its exit code, see `vit_jax.errors`."""
-    if "--help" in argv:
-        print(__doc__)
-        return 0
-    try:
-        prepare(parse(argv[1:]))
-    except errors.Stop as stop:
-        print(f"{stop.label}: {stop}", file=sys.stderr)
-        return stop.exit_code
-    return 0
+    return flags.run(__doc__, argv[1:], lambda: prepare(parse(argv[1:])))
 
 
 if __name__ == "__main__":
