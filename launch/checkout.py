@@ -7,8 +7,8 @@ import os
 import tarfile
 from pathlib import Path
 
-from launch import command
 from vit_jax.errors import UserError
+from vit_jax.launch import command
 
 
 def pack(config: str) -> tuple[bytes, str]:

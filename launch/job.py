@@ -68,7 +68,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, launcher: str, description: str | None) -> None:
         super().__init__(
-            prog=f"python -m launch.{launcher}",
+            prog=f"python -m vit_jax.launch.{launcher}",
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,

@@ -19,9 +19,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from launch import job
-from launch.accelerators import Slice
 from vit_jax.errors import NonFiniteLossError, PeerLost, Preempted, UserError
+from vit_jax.launch import job
+from vit_jax.launch.accelerators import Slice
 
 Object = dict[str, Any]
 

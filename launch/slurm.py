@@ -1,4 +1,4 @@
-"""python -m launch.slurm --config=PATH.py[:ARG] --workdir=DIR --nodes=N
+"""python -m vit_jax.launch.slurm --config=PATH.py[:ARG] --workdir=DIR --nodes=N
 
 Writes an sbatch script to DIR/slurm.sh and submits it. Two minutes before the time
 limit the run saves and goes back into the queue, to go on in the same workdir; so it
@@ -17,8 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import job
 from vit_jax.errors import UserError
+from vit_jax.launch import job
 
 # The signal before the time limit goes to the tasks alone. A SIGTERM to the shell says
 # that the job is cancelled, or that Slurm puts it back without us.

@@ -54,9 +54,8 @@ def test_evaluates_by_the_config_of_the_workdir(trained) -> None:
 def test_a_config_may_be_changed_and_be_a_dict(trained, tmp_path: Path) -> None:
     """In another thread too, where there are no signals to take over."""
     workdir, results = trained
-    config = vit_jax.load_config(SMALL, {"total_epochs": None})
+    config = vit_jax.load_config(SMALL, {"total_epochs": None, "checkpoint.every": 2})
     config.total_steps = 4
-    config.checkpoint.every = 2
     with pytest.raises(AttributeError):
         config.total_step = 4
     given = json.loads(json.dumps(config.to_dict()))

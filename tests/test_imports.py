@@ -34,6 +34,7 @@ LAYERS: tuple[set[str], ...] = (
         "optim",
         "preemption",
         "progress",
+        "recipes",
         "relay",
         "schedules",
         "sharding",
@@ -55,7 +56,7 @@ LAYERS: tuple[set[str], ...] = (
     {"evaluators"},
     {"run"},
     {"config", "export", "planning", "training", "verify", "visualize"},
-    {"api", "convert", "data.check", "plan", "predict"},
+    {"__main__", "api", "convert", "data.check", "plan", "predict"},
     {"main"},
     {"__init__"},
 )
@@ -89,11 +90,12 @@ FOR_CONFIGS = {"configs", "ml_collections"}
 # Keys are checked by vit_jax.config, which imports jax only when it is called.
 FOR_LAUNCHERS = {
     "etils.epath",
-    "launch",
     "matplotlib.figure",
     "optuna",
     "vit_jax.config",
     "vit_jax.errors",
+    "vit_jax.launch",
+    "vit_jax.recipes",
     "vit_jax.workdirs",
 }
 
@@ -175,7 +177,7 @@ def problems_of_launcher(source: str) -> list[str]:
     """What a launcher imports besides the standard library and FOR_LAUNCHERS."""
     return [
         f"a launcher imports {name}; put that into vit_jax, or run it in a process"
-        for name in imported(source, "launch")
+        for name in imported(source, "vit_jax.launch")
         if name.partition(".")[0] not in sys.stdlib_module_names
         and not any(f"{name}.".startswith(f"{p}.") for p in FOR_LAUNCHERS)
     ]
@@ -260,7 +262,7 @@ def test_a_launcher_that_imports_training_code_is_reported():
     assert problems_of_launcher("import jax") != []
     assert problems_of_launcher("from vit_jax import training") != []
     assert problems_of_launcher("import vit_jax") != []
-    good = "import os.path\nfrom launch import job\nfrom vit_jax import config, errors"
+    good = "import os.path\nfrom vit_jax import config\nfrom vit_jax.launch import job"
     assert problems_of_launcher(good) == []
 
 
@@ -276,8 +278,8 @@ def test_importing_the_package_does_not_import_jax():
 
 
 def test_importing_a_launcher_imports_neither_jax_nor_extras():
-    modules = loaded_by("import launch.sweep")
-    assert "launch.slurm" in modules
+    modules = loaded_by("import vit_jax.launch.sweep")
+    assert "vit_jax.launch.slurm" in modules
     assert modules.isdisjoint({"jax", "matplotlib", "optuna"})
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -113,5 +114,5 @@ def _told(
 def show_anything() -> None:
     """Lets stdout and stderr print any text: what they cannot say, as escapes."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):  # and not a notebook's
             stream.reconfigure(errors="backslashreplace")

@@ -52,7 +52,7 @@ def test_a_mapping_of_keys_or_of_sections() -> None:
     assert found["optim"]["b1"] == 0.8
     assert found["evals"]["test"]["every"] == 7
     added = {"evals": {"few": {"type": "fewshot", "shots": [1, 2]}}}
-    assert config.load(QUICKSTART, added).evals.few.shots == (1, 2)
+    assert config.load(QUICKSTART, added).to_dict()["evals"]["few"]["shots"] == (1, 2)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ COMMANDS = [
     for page in PAGES
     for block in re.findall(r"```bash\n(.*?)```", (cli.ROOT / page).read_text(), re.S)
     for line in block.replace("\\\n", " ").splitlines()
-    if re.match(r"python -m launch\.[a-z]", line)
+    if re.match(r"python -m vit_jax\.launch\.[a-z]", line)
 ]
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from launch import accelerators, gke
 from tests import cli
 from tests.launch.cloud import Cloud
 from vit_jax.errors import UserError
+from vit_jax.launch import accelerators, gke
 
 # As old as a cluster may be in which podFailurePolicy is stable, and the newest known.
 KUBERNETES = ["1.31", "1.34"]

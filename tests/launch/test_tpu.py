@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from launch import tpu
 from tests import cli
 from tests.launch.cloud import Cloud
 from vit_jax.errors import UserError
+from vit_jax.launch import tpu
 
 WHERE = ["--name=run1", "--project=p", "--zone=z", "--poll=0.3"]
 SPOT = [*WHERE, "--accelerator_type=v5litepod-16", "--spot"]
@@ -160,7 +160,7 @@ def test_kept_slices_are_taken_again(cloud, capfd):
 def test_ctrl_c_saves_and_deletes(cloud):
     cloud.will(step_seconds=1.5)
     launcher = subprocess.Popen(
-        [sys.executable, "-m", "launch.tpu", *arguments(cloud)],
+        [sys.executable, "-m", "vit_jax.launch.tpu", *arguments(cloud)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

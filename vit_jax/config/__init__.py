@@ -5,8 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax.config import hints, overrides, recipes
-from vit_jax.config.recipes import module as recipe_module
+from vit_jax.config import hints, overrides, reading
+from vit_jax.config.reading import module as recipe_module
 from vit_jax.config.schema import Key, Plain, has_own_names, join, owners, schema
 from vit_jax.config.values import (
     accepts_none,
@@ -36,7 +36,7 @@ def load(
     Raises:
       UserError: for a file that is not there, an unknown key, a value of a wrong type.
     """
-    given = recipes.read(config) if isinstance(config, str) else recipes.plain(config)
+    given = reading.read(config) if isinstance(config, str) else reading.plain(config)
     overrides.apply(given, pairs(changes))
     return ConfigDict(complete(given), type_safe=True).lock()
 

@@ -1,4 +1,4 @@
-"""Which files are recipes, and what happens when they are none, or fail."""
+"""What a recipe says, and what happens when it is none, or fails."""
 
 import json
 import os
@@ -49,9 +49,10 @@ def test_a_path_with_a_colon_or_a_tilde(
 ) -> None:
     text = (cli.ROOT / "configs" / "imagenet1k.py").read_text()
     path = recipe(tmp_path, text, "a:b/x.py")
-    assert config.load(f"{path}:L/16").model.variant == "L/16"
+    loaded = config.load(f"{path}:L/16").to_dict()
+    assert loaded["model"]["variant"] == "L/16"
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert config.load("~/a:b/x.py:L/16").model.variant == "L/16"
+    assert config.load("~/a:b/x.py:L/16").to_dict() == loaded
 
 
 FAILING = {
@@ -96,11 +97,11 @@ def test_what_a_recipe_does_wrong_is_one_line(case: str, tmp_path: Path) -> None
     [
         ("c.yaml", "a recipe is a Python file"),
         ("weights.npz", "a recipe is a Python file"),
-        ("folder", "a directory without config.json"),
+        ("folder", "there is no file config.json in it"),
         ("config.json", "cannot be read"),
         ("list.json", "expected one JSON object"),
         ("binary.py", "SyntaxError"),
-        ("x" * 300 + ".py", "File name too long"),
+        ("x" * 300 + ".py", "there is no file"),
         ("config.json:B/16", 'takes no ":B/16"'),
     ],
 )
@@ -113,7 +114,7 @@ def test_what_is_no_recipe(name: str, message: str, tmp_path: Path) -> None:
         (tmp_path / other).write_text("seed: 1")
     with pytest.raises(UserError, match=message) as caught:
         config.load(str(tmp_path / name))
-    assert len(str(caught.value)) < 1000
+    assert len(str(caught.value)) < 1500
 
 
 def test_values_that_no_key_takes(tmp_path: Path) -> None:

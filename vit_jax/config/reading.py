@@ -1,22 +1,22 @@
-"""Recipes: Python files with a `get_config`, or the config.json of a run."""
+"""What a recipe says: a file with a `get_config`, or the config.json of a run."""
 
-import importlib.util
 import inspect
 import json
-import re
-import sys
+import os
 import traceback
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from etils import epath
 from ml_collections import ConfigDict
 
+from vit_jax import recipes, workdirs
 from vit_jax.config.schema import Plain
-from vit_jax.errors import UserError, did_you_mean
+from vit_jax.errors import UserError
 
-STORED = "config.json"
+STORED = workdirs.CONFIG
 
 
 def read(recipe: str) -> Plain:
@@ -31,64 +31,49 @@ def read(recipe: str) -> Plain:
     """
     path, arg = locate(recipe)
     if path.suffix == ".json":
-        if arg:
-            raise UserError(f'--config={recipe}: a stored config takes no ":{arg}"')
         return read_stored(path)
-    return call(recipe, load_module(recipe, path), arg)
+    return call(recipe, load_module(recipe, Path(path)), arg)
 
 
-def locate(recipe: str) -> tuple[Path, str]:
+def locate(recipe: str) -> tuple[epath.Path, str]:
     """The file that `PATH[:ARG]` names, and the argument ("" without one).
 
     Raises:
       UserError: if there is no such file, or it is of another kind.
     """
-    named = re.fullmatch(r"(.*?\.(?:py|json))(?::(.*))?", recipe, re.DOTALL)
-    text, arg = (named[1], named[2] or "") if named else (recipe, "")
-    path = Path(text).expanduser()
-    try:
-        if path.is_dir():
-            return _in_workdir(recipe, path), arg
-        found = path.is_file()
-    except (OSError, ValueError) as error:  # too long, or with a NUL
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"--config={_short(recipe)}: {reason}") from error
-    if not found:
-        raise UserError(f"--config={_short(recipe)}: {_missing(path)}")
+    stored = _stored(recipe)
+    if stored is not None:
+        return stored, ""
+    name, arg = recipes.split(recipe)
+    path = recipes.find(name)
+    if path.suffix == ".json" and arg:
+        raise UserError(f'--config={recipe}: a stored config takes no ":{arg}"')
     if path.suffix not in (".py", ".json"):
         raise UserError(
             f"--config={recipe}: a recipe is a Python file with get_config(), PATH.py "
             f"or PATH.py:ARG; the {STORED} of a run and its workdir are taken too"
         )
-    return path, arg
+    return epath.Path(path), arg
 
 
-def _in_workdir(recipe: str, directory: Path) -> Path:
-    path = directory / STORED
+def _stored(recipe: str) -> epath.Path | None:
+    """The config of a run, if it is its workdir that is named."""
+    if "://" in recipe:
+        path = workdirs.absolute(recipe, of="--config")
+        return path if path.suffix == ".json" else path / STORED
+    directory = os.path.expanduser(recipe)
+    if not os.path.isdir(directory):
+        return None
+    path = epath.Path(directory) / STORED
     if not path.is_file():
         raise UserError(
-            f"--config={recipe}: a directory without {STORED}; expected a recipe, "
-            "PATH.py or PATH.py:ARG, or the workdir of a run"
+            f"--config={recipe}: a directory, and there is no file {STORED} in it; "
+            "expected a recipe, PATH.py or PATH.py:ARG, or the workdir of a run"
         )
     return path
 
 
-def _missing(path: Path) -> str:
-    text = f'there is no file "{_short(str(path))}" here; '
-    near = {p.stem: str(p) for p in Path("configs").glob("[!_]*.py")}
-    if not near:
-        return text + "run from the checkout's root"
-    hint = did_you_mean(path.stem, near)
-    for stem, full in near.items():
-        hint = hint.replace(f'"{stem}"', f'"{full}"')
-    return text + hint
-
-
-def _short(text: str) -> str:
-    return text if len(text) < 200 else f"{text[:200]}..."
-
-
-def read_stored(path: Path) -> Plain:
+def read_stored(path: epath.Path) -> Plain:
     """The config.json that a run has written.
 
     Raises:
@@ -115,20 +100,13 @@ def module(recipe: str) -> types.ModuleType:
     path, _ = locate(recipe)
     if path.suffix == ".json":
         return types.ModuleType("stored")  # it defines no sweep() and no group()
-    return load_module(recipe, path)
+    return load_module(recipe, Path(path))
 
 
 def load_module(recipe: str, path: Path) -> types.ModuleType:
     """Runs the file of a recipe."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # it ends in .py
-    loaded = importlib.util.module_from_spec(spec)
-    root = str(path.resolve().parent.parent)
-    if root not in sys.path:  # recipes import each other as configs.NAME
-        sys.path.append(root)
     with _Explained(recipe, path):
-        spec.loader.exec_module(loaded)
-    return loaded
+        return recipes.load(path)
 
 
 def call(recipe: str, loaded: types.ModuleType, arg: str) -> Plain:
@@ -179,10 +157,12 @@ class _Explained:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, _: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(
+        self, _: Any, error: BaseException | None, trace: Any
+    ) -> Literal[False]:
         # A recipe is somebody else's program: whatever it raises is told to them.
         if error is None or isinstance(error, KeyboardInterrupt | UserError):
-            return
+            return False
         if type(error) is ValueError:  # how a recipe refuses its argument
             raise UserError(f"--config={self._recipe}: {error}") from error
         said = f"{type(error).__name__}: {error}".removesuffix(": ")
