@@ -94,6 +94,7 @@ FOR_LAUNCHERS = {
     "optuna",
     "vit_jax.config",
     "vit_jax.errors",
+    "vit_jax.flags",
     "vit_jax.launch",
     "vit_jax.recipes",
     "vit_jax.workdirs",

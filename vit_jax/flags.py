@@ -78,14 +78,16 @@ def run(doc: str | None, argv: Sequence[str], command: Callable[[], int | None])
     """Runs a command; returns its exit code, see `vit_jax.errors`.
 
     Args:
-      doc: its help.
+      doc: its help; None leaves `--help` to the command.
       argv: all arguments, for `--help` and `--version`.
       command: does the work; returns an exit code, or None for 0.
     """
     show_anything()
     try:
-        code = _told(doc, argv, command)
-        sys.stdout.flush()
+        try:
+            code = _told(doc, argv, command)
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
         # Who read the output is gone, as `head` is: nobody is left to be told, and
         # Python would complain when it flushes at the end.
@@ -98,8 +100,8 @@ def run(doc: str | None, argv: Sequence[str], command: Callable[[], int | None])
 def _told(
     doc: str | None, argv: Sequence[str], command: Callable[[], int | None]
 ) -> int:
-    if "--help" in argv or "-h" in argv:
-        print((doc or "").strip())
+    if doc is not None and ("--help" in argv or "-h" in argv):
+        print(doc.strip())
         return 0
     if "--version" in argv:
         print(f"vit_jax {__version__}")

@@ -151,11 +151,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         UserError: for what is no flag, and what is missing.
     """
     parser = flags.Parser()
-    parser.add_argument("image", type=Path)
+    parser.add_argument("image", type=Path, nargs="?")
     parser.add_argument("--output", type=Path, default=Path("sheet.png"))
     parser.add_argument("--augment", choices=get_args(Augment)[1:])
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse(argv)
+    args = parser.parse(argv)
+    if args.image is None:
+        raise errors.UserError(f"IMAGE, a picture, is needed:\n\n{__doc__}")
+    return args
 
 
 def write(args: argparse.Namespace) -> str:

@@ -9,6 +9,8 @@ Writes DIR/NAME/1.0.0, a dataset that TFDS and vit_jax read. A SOURCE is
   [SPLIT=]FILE.csv     paths and labels
   [SPLIT=]FILE.parquet, or a folder of them, as Hugging Face writes: images in the file
 
+  --data_dir=DIR         where datasets are, as config.data.data_dir
+  --name=NAME            of the new one, as config.data.name
   --labels=FILE          of images in no class folder: a class on each line, in the
                          order of the names; or IMAGE CLASS; or the development kit of
                          ILSVRC-2012, ILSVRC2012_devkit_t12.tar.gz
