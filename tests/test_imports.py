@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. A module or package of vit_jax may import those of lower layers, and no
 # other of its own layer. `__init__` is the public face and stands on top of all.
 LAYERS: tuple[set[str], ...] = (
-    {"errors"},
+    {"errors", "processes"},
     {
         "cluster",
         "compiler",
@@ -73,6 +73,7 @@ NEIGHBOURS = {
     ("checkpoints", "state"),
     ("sharding", "layouts"),
     ("convert", "predict"),
+    ("timing", "jsonlines"),
 }
 
 # Packages that have one home, so that replacing them stays a local change.

@@ -122,15 +122,15 @@ def test_values_that_no_key_takes(tmp_path: Path) -> None:
         config.load(QUICKSTART, [(key, value)])
 
     for key, text, message in (
-        ("total_epochs", "1e400", "should be a finite number"),
-        ("mixup", "-1e999", "should be a finite number"),
+        ("total_epochs", "1e400", "should be finite"),
+        ("mixup", "-1e999", "should be finite"),
         ("optim.learning_rate", "inf", "should be a float"),
         ("optim.learning_rate", "nan", "should be a float"),
-        ("data.std", "(1e400,1,1)", "should be a finite number"),
+        ("data.std", "(1e400,1,1)", "should be finite"),
         ("total_steps", "1e400", "should be an int"),
         ("batch_size", "9" * 40, "fit into 64 bits"),
         ("batch_size", "9" * 5000, "should be an int"),
-        ("optim.learning_rate", "9" * 4000, "should be a finite number"),
+        ("optim.learning_rate", "9" * 4000, "should be finite"),
         ("batch_size", "{[]:1}", "should be an int"),
         ("batch_size", "-" * 3000 + "1", "should be an int"),
         ("batch_size", "(" * 3000, "should be an int"),
@@ -141,5 +141,5 @@ def test_values_that_no_key_takes(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as caught:
             load(key, text)
         assert len(str(caught.value)) < 300, caught.value
-    with pytest.raises(UserError, match="should be a finite number"):
+    with pytest.raises(UserError, match="should be finite"):
         load("optim.learning_rate", float("nan"))

@@ -69,7 +69,7 @@ def _refuse_extremes(where: str, value: Any) -> None:
         for element in value:
             _refuse_extremes(where, element)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"config.{where} is {value}: it should be a finite number")
+        raise UserError(f"config.{where} is {value}: it should be finite")
     elif isinstance(value, int) and not -_LARGEST_INT <= value < _LARGEST_INT:
         raise UserError(
             f"config.{where} is {value:.3g}: it should fit into 64 bits"
