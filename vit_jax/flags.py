@@ -103,7 +103,7 @@ def _told(
     if doc is not None and ("--help" in argv or "-h" in argv):
         print(doc.strip())
         return 0
-    if "--version" in argv:
+    if list(argv) == ["--version"]:  # with a value, it is a dataset's
         print(f"vit_jax {__version__}")
         return 0
     try:

@@ -26,7 +26,7 @@ Writes DIR/NAME/1.0.0, a dataset that TFDS and vit_jax read. A SOURCE is
   --file_format=array_record   or tfrecord
   --num_shards=N         files a split; else one for each 256 MiB
   --num_workers=N        processes; else one a core
-  --version=1.0.0
+  --version=1.0.0        of the dataset
 
 Killed, it goes on where it was when the same command is given again. What it found is
 listed beside the records: undecodable.jsonl, duplicates.jsonl, reencoded.jsonl.
