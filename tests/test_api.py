@@ -43,6 +43,20 @@ def test_results_are_those_of_the_last_line(trained) -> None:
     assert 0 < results["test/accuracy"] < 1
 
 
+def test_the_workdir_says_how_it_was_made(trained) -> None:
+    workdir = trained[0]
+    (line,) = map(json.loads, (workdir / "runs.jsonl").read_text().splitlines())
+    assert line["command"] == ["vit_jax.train"]
+    assert line["recipe"] == str(cli.ROOT / SMALL)
+    assert "checkpoint.every=2" in line["changes"]
+    assert line["devices"] == "8 x cpu" and line["step"] == 0
+    assert line["config"] == json.loads((workdir / "config.json").read_text())
+    log = (workdir / "log.txt").read_text()
+    assert "Compiling; logs go to" in log
+    assert "step 4/4 (100%) loss" in log
+    assert log.index("Compiling") < log.index("Finished at step 4")
+
+
 def test_evaluates_by_the_config_of_the_workdir(trained) -> None:
     workdir, results = trained
     found = vit_jax.evaluate(None, workdir)

@@ -19,7 +19,7 @@ from vit_jax import (
     workdirs,
 )
 from vit_jax.bad_examples import BadExamples
-from vit_jax.checkpoints import Checkpoints, adapt
+from vit_jax.checkpoints import Checkpoints, adapt, takeover
 from vit_jax.errors import NonFiniteLossError, Preempted, UserError
 from vit_jax.evaluators import Result, records
 from vit_jax.observer import Observer, Scalars, Tracer
@@ -259,19 +259,26 @@ def pretrained(run: Run, initial: Any) -> Any:
     path = workdirs.absolute(run.init_from)
     with distributed.agreed():
         source = adapt.read_weights(path, progress=progress.of_reading(path))
-        arrays, said = adapt.adapt(
-            source,
-            {**run.model_fields, "num_classes": run.num_classes},
-            run.dataset.image_size,
-            head="keep" if initial is None else run.init_head,
-            posemb=run.init_posemb,
-        )
+        fields = {**run.model_fields, "num_classes": run.num_classes}
+        try:
+            arrays, said = adapt.adapt(
+                source,
+                fields,
+                run.dataset.image_size,
+                head="keep" if initial is None else run.init_head,
+                posemb=run.init_posemb,
+            )
+        except UserError as error:
+            if differing := takeover.model_flags(source, fields):
+                raise UserError(
+                    f"{error}\nThe model of {path} is had with\n  "
+                    + " ".join(differing)
+                ) from error
+            raise
     here = (run.dataset.mean, run.dataset.std)
-    if source.normalization not in (None, here):
-        mean, std = source.normalization
+    if differing := takeover.normalization_flags(source, here):
         said.append(
-            f"its images had config.data.mean={mean} and std={std}; this config has "
-            f"{here[0]} and {here[1]}"
+            f"its images were normalised otherwise: {' '.join(differing)} does the same"
         )
     if distributed.is_first():
         print(f"Starts from {path}.", *said, sep="\n  ", flush=True)
