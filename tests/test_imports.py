@@ -1,6 +1,7 @@
 """Dependencies point one way; docs/design says why. Only direct imports are read.
 
-main -> config -> train -> evaluators -> {state, steps, data, checkpoints, metrics}
+main -> api -> {config, training} -> evaluators
+     -> {state, steps, data, checkpoints, metrics}
      -> {models, optim, sharding, losses, ...} -> errors
 """
 
@@ -21,6 +22,7 @@ LAYERS: tuple[set[str], ...] = (
     {
         "cluster",
         "compiler",
+        "console",
         "flags",
         "heartbeats",
         "host_memory",
@@ -49,11 +51,13 @@ LAYERS: tuple[set[str], ...] = (
         "steps",
         "workdirs",
     },
+    {"provenance"},
     {"loading", "observer", "program"},
     {"evaluators"},
     {"run"},
-    {"config", "export", "planning", "train", "verify", "visualize"},
-    {"__main__", "convert", "data.check", "main", "plan", "predict"},
+    {"config", "export", "planning", "training", "verify", "visualize"},
+    {"__main__", "api", "convert", "data.check", "plan", "predict"},
+    {"main"},
     {"__init__"},
 )
 LAYER_OF = {name: i for i, layer in enumerate(LAYERS) for name in layer}
@@ -69,6 +73,7 @@ NEIGHBOURS = {
     ("checkpoints", "state"),
     ("sharding", "layouts"),
     ("convert", "predict"),
+    ("timing", "jsonlines"),
 }
 
 # Packages that have one home, so that replacing them stays a local change.
@@ -91,6 +96,7 @@ FOR_LAUNCHERS = {
     "optuna",
     "vit_jax.config",
     "vit_jax.errors",
+    "vit_jax.flags",
     "vit_jax.launch",
     "vit_jax.recipes",
     "vit_jax.workdirs",
@@ -209,22 +215,26 @@ def test_launcher_imports_no_training_code(path: Path):
 @pytest.mark.parametrize(
     ("me", "source", "expected"),
     [
-        ("losses", "from vit_jax import train", "train, which is not below"),
-        ("losses", "import vit_jax.train", "train, which is not below"),
+        ("losses", "from vit_jax import training", "training, which is not below"),
+        ("losses", "import vit_jax.training", "training, which is not below"),
         ("losses", "def f():\n  from vit_jax.optim import make", "optim.make, which"),
         ("losses", "from . import optim", "vit_jax.optim, which is not below"),
         ("steps", "from vit_jax.metrics import Writer", "metrics.Writer, which is not"),
         ("state", "from vit_jax import steps", "steps, which is not below"),
-        ("train", "from vit_jax import list_models", "list_models, which is not below"),
+        (
+            "training",
+            "from vit_jax import list_models",
+            "list_models, which is not below",
+        ),
         ("steps", "from flax import linen as nn", "only models may import flax.linen"),
         ("steps", "import flax", "only models may import flax.linen"),
         ("steps", "import flax.linen as nn", "only models may import flax.linen"),
         (
-            "train",
+            "training",
             "import orbax.checkpoint as ocp",
             "only checkpoints may import orbax",
         ),
-        ("train", "import tensorflow as tf", "only data may import tensorflow"),
+        ("training", "import tensorflow as tf", "only data may import tensorflow"),
         ("evaluators", "import grain.python", "only data may import grain"),
         ("newcomer", "", "vit_jax/newcomer is in no layer"),
     ],
@@ -237,7 +247,7 @@ def test_a_bad_import_is_reported(me: str, source: str, expected: str):
 @pytest.mark.parametrize(
     ("me", "source"),
     [
-        ("train", "from vit_jax import data, errors, __version__\nimport jax"),
+        ("training", "from vit_jax import data, errors, __version__\nimport jax"),
         ("data", "from vit_jax.data import sampler\nimport grain, tensorflow_datasets"),
         ("models", "import flax.linen as nn"),
         ("state", "import flax.struct"),
@@ -257,7 +267,7 @@ def test_a_config_that_imports_jax_is_reported():
 
 def test_a_launcher_that_imports_training_code_is_reported():
     assert problems_of_launcher("import jax") != []
-    assert problems_of_launcher("from vit_jax import train") != []
+    assert problems_of_launcher("from vit_jax import training") != []
     assert problems_of_launcher("import vit_jax") != []
     good = "import os.path\nfrom vit_jax import config\nfrom vit_jax.launch import job"
     assert problems_of_launcher(good) == []

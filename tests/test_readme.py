@@ -39,10 +39,8 @@ def test_command_is_valid(
 ) -> None:
     """Flags, recipe and every override, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    argv = shlex.split(command)[2:]
-    overrides = main.parse(argv)
-    config.load(main.FLAGS.config, overrides)
-    main.FLAGS.unparse_flags()
+    args, overrides = main.parse(shlex.split(command)[3:])
+    config.load(args.config, overrides)
 
 
 def test_targets_and_files_exist() -> None:

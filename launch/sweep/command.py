@@ -90,7 +90,14 @@ def parse(argv: Sequence[str]) -> tuple[job.Job, argparse.Namespace]:
     add("--random", type=int, metavar="N", help="N points at random")
     add("--optuna", type=int, metavar="N", help="N points that Optuna proposes")
     add("--recipe", action="store_true", help="what sweep() yields, with --grid too")
-    add("--sample", action="append", default=[], metavar="KEY=KIND:...")
+    add(
+        "--sample",
+        action="append",
+        default=[],
+        metavar="KEY=KIND:...",
+        help="what --random and --optuna vary: log:LOW:HIGH, uniform:LOW:HIGH, "
+        "int:LOW:HIGH or choice:A,B,...",
+    )
     add("--random_seed", type=int, default=0, help="of --random and --optuna (0)")
     add("--metric", help="to compare by, such as test/accuracy or test/loss")
     add("--parallel", type=int, help="trials at a time (1; Slurm: no limit)")
