@@ -6,6 +6,7 @@ logits = model(np.stack([model.preprocess(image)]))
 
 import functools
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -173,6 +174,8 @@ def load(
     size = None if image_size is None else _pair(image_size)
     opened = open_checkpoint(Path(place), image_size=size, model=model)
     opened.check_complete(allow)
+    for line in opened.said:
+        print(f"{path}: {line}", file=sys.stderr)
     if progress is None:
         progress = reading.of_reading(path)
     flat = opened.read(progress=progress, convert=lambda _, array: jnp.asarray(array))
