@@ -359,14 +359,14 @@ def _recognize(
 ) -> tuple[str, Inferred, EntriesOf, Sequence[str]]:
     """The format, the model, what maps to what, and what may be left over."""
     if "model_type" in config:
-        inferred = huggingface.infer(config, theirs)
+        inferred = huggingface.infer(config, theirs, known)
         kind = config["model_type"]
         prefix = huggingface.prefix_of(theirs, kind)
         return (
             "huggingface",
             inferred,
-            lambda fields, _: huggingface.entries(fields, kind, prefix),
-            huggingface.ignored(theirs),
+            lambda fields, _: huggingface.entries(fields, kind, prefix, theirs),
+            huggingface.ignored(theirs, known),
         )
     names = published.find_names(theirs)
     if names is None:
