@@ -1,7 +1,10 @@
 """python -m vit_jax.convert SRC [DST --to=FORMAT]
 
   SRC              a workdir of ours, or a checkpoint of another library
-  DST              a new file or directory; without it the table alone is printed
+  DST              without it the table alone is printed. For npz and big_vision a new
+                   file that ends in .npz; for timm a directory that
+                   timm.create_model("local-dir:DST", pretrained=True) loads, or, if it
+                   ends in .safetensors, the weights alone; else a new directory
   --to=FORMAT      npz (as the paper's authors publish), big_vision, timm, huggingface,
                    or stablehlo: a program that needs jax alone, see vit_jax/export.py
   --step=N         of a workdir: another step than the best, or else newest
@@ -144,11 +147,15 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
         mean=loaded.mean,
         std=loaded.std,
         label_names=loaded.label_names,
+        loss=loaded.loss,
         allow=args.allow,
     )
     print(f"\n{args.target} is of {written.format}.")
     print_table(written.table())
     print(f"\n{args.target} was read back: all bits are the same.")
+    if args.to == "timm" and args.target.is_dir():
+        name = f"local-dir:{args.target}"
+        print(f'It is loaded by: timm.create_model("{name}", pretrained=True)')
     if args.target in places:
         print_verified(loaded, args.target, args)
 

@@ -126,6 +126,7 @@ class Model:
         return self._compiled[capture]
 
     def _check(self, images: Any) -> jax.Array:
+        plain = images if isinstance(images, np.ndarray) else None
         images = jnp.asarray(images)
         if images.ndim != 4 or images.shape[-1] != 3:
             raise UserError(
@@ -137,7 +138,31 @@ class Model:
                 "expected uint8 or normalised floating-point images, got "
                 f"{images.dtype}"
             )
+        if self._has_one_size() and images.shape[1:3] != self.image_size:
+            size, (height, width) = images.shape[1:3], self.image_size
+            raise UserError(
+                f"images of {size[0]} x {size[1]} pixels (height x width), and this "
+                f"model takes {height} x {width}: see `preprocess`, or load it with "
+                "image_size="
+            )
+        if plain is not None and plain.dtype != np.uint8 and plain.size:
+            self._check_normalised(float(plain.max()))
         return images
+
+    def _has_one_size(self) -> bool:
+        """Whether its parameters are for images of one size alone."""
+        if isinstance(self.module, models.ResNet):
+            return False
+        return getattr(self.module, "posemb", "learn") == "learn"
+
+    def _check_normalised(self, largest: float) -> None:
+        """Refuses numbers that no normalisation of [0, 1] gives."""
+        white = max((1 - m) / s for m, s in zip(self.mean, self.std, strict=True))
+        if largest > max(20.0, 5 * white):
+            raise UserError(
+                f"floating-point images with values of up to {largest:.4g}: give those "
+                "in 0..255 as uint8, or normalise them, (x / 255 - mean) / std"
+            )
 
 
 def load(
@@ -187,6 +212,12 @@ def load(
     if progress is None:
         progress = reading.of_reading(path)
     flat = opened.read(progress=progress, convert=lambda _, array: jnp.asarray(array))
+    if "head/kernel" in flat and not flat["head/kernel"].any():
+        print(
+            f"{path}: its head is all zeros, so that every class is as likely: "
+            "fine-tune it, or use `features`",
+            file=sys.stderr,
+        )
     return _of_opened(opened, nest(flat))
 
 

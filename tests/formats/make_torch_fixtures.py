@@ -1,4 +1,4 @@
-"""Writes fixtures/torch/: what `torch.save` makes of a small ViT in other people's hands.
+"""Writes fixtures/torch/: a small ViT as `torch.save` writes it, by many hands.
 
 PyTorch, timm, Lightning and transformers write with their own functions. Of DeiT, MAE
 and DINO the call at the end of an epoch is written as their public training code has

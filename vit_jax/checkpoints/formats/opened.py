@@ -11,7 +11,14 @@ import jax
 import numpy as np
 
 from vit_jax import models
-from vit_jax.checkpoints.formats import huggingface, published, timm
+from vit_jax.checkpoints.formats import (
+    families,
+    huggingface,
+    metadata,
+    published,
+    timm,
+    timm_config,
+)
 from vit_jax.checkpoints.formats.inferred import Fields, Inferred
 from vit_jax.checkpoints.formats.layouts import Entry, Shape
 from vit_jax.checkpoints.formats.state_dicts import StateDict, open_state_dict
@@ -236,6 +243,7 @@ def open_checkpoint(
     image_size: tuple[int, int] | None = None,
     model: Mapping[str, Any] | None = None,
     weights: str | None = None,
+    as_others: bool = False,
 ) -> Opened:
     """Reads the index of other people's checkpoint and finds out what model it is.
 
@@ -245,14 +253,16 @@ def open_checkpoint(
       image_size: (height, width), where the format does not say and it is no square.
       model: fields of the model that win over what is inferred, such as `num_heads`.
       weights: which of several in a file of `torch.save`; see `open_state_dict`.
+      as_others: reads it as another program does, without what vit_jax wrote of it.
 
     Raises:
       UserError: if it is none of the formats, broken, or of an unknown model.
     """
     if path.is_dir():
-        return _open_directory(path, image_size, model or {}, weights)
+        return _open_directory(path, image_size, model or {}, weights, as_others)
     found = open_state_dict([path], weights=weights)
-    return _open(path, found, {}, image_size, model or {})
+    about = None if as_others else metadata.find(path)
+    return _open(path, found, {}, image_size, model or {}, about)
 
 
 def _open_directory(
@@ -260,6 +270,7 @@ def _open_directory(
     image_size: tuple[int, int] | None,
     model: Mapping[str, Any],
     weights: str | None,
+    as_others: bool,
 ) -> Opened:
     """A directory as `save_pretrained` or timm's hub writes it."""
     if not (path / "config.json").exists():
@@ -271,7 +282,8 @@ def _open_directory(
     found = open_state_dict(
         _weight_files(path), weights=weights, named="model_type" not in config
     )
-    return _open(path, found, config, image_size, model)
+    about = None if as_others else metadata.find(path)
+    return _open(path, found, config, image_size, model, about)
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -311,17 +323,28 @@ def _open(
     config: Mapping[str, Any],
     image_size: tuple[int, int] | None,
     given: Mapping[str, Any],
+    about: metadata.About | None,
 ) -> Opened:
+    known = dict(given)
+    if about is not None:  # a head may have been cut off or put on since
+        of_ours = {k: v for k, v in about.model.items() if k != "num_classes"}
+        known = {**of_ours, **given}
     theirs = {name: tensor.shape for name, tensor in found.tensors.items()}
     try:
-        format_, inferred, entries_of, patterns = _recognize(path, theirs, config)
+        format_, inferred, entries_of, patterns = _recognize(
+            path, theirs, config, known
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
-            f"{path}: cannot tell which model it is; {type(error).__name__}: {error}"
+            f"{path}: cannot tell which model it is: {what}. It may be incomplete, or "
+            "of a family that is not known here"
         ) from error
-    fields = {**inferred.fields, **given}
+    fields = {**inferred.fields, **known}
+    if image_size is None and about is not None:
+        image_size = inferred.if_fits(about.image_size)
     size = inferred.image_size(image_size)
     shapes = shapes_of(fields, size)
     entries, covered = {}, set()
@@ -334,6 +357,9 @@ def _open(
     ignored += found.ignored
     left_out = [*rest, *found.beside]
     preprocessing, labels = _around(path, config)
+    if about is not None:
+        labels = about.label_names or labels
+        preprocessing = preprocessing or Preprocessing(mean=about.mean, std=about.std)
     return Opened(
         path=path,
         format=format_,
@@ -348,7 +374,7 @@ def _open(
         missing=tuple(p for p in shapes if p not in covered),
         left_over=tuple(n for n in left_out if n not in ignored),
         ignored=tuple(ignored),
-        said=found.said,
+        said=(*found.said, *inferred.guesses),
     )
 
 
@@ -356,37 +382,40 @@ EntriesOf = Callable[[Fields, Mapping[str, Shape]], Sequence[Entry]]
 
 
 def _recognize(
-    path: Path, theirs: Mapping[str, Shape], config: Mapping[str, Any]
+    path: Path,
+    theirs: Mapping[str, Shape],
+    config: Mapping[str, Any],
+    known: Mapping[str, Any],
 ) -> tuple[str, Inferred, EntriesOf, Sequence[str]]:
     """The format, the model, what maps to what, and what may be left over."""
     if "model_type" in config:
-        inferred = huggingface.infer(config, theirs)
+        inferred = huggingface.infer(config, theirs, known)
         kind = config["model_type"]
         prefix = huggingface.prefix_of(theirs, kind)
         return (
             "huggingface",
             inferred,
-            lambda fields, _: huggingface.entries(fields, kind, prefix),
-            huggingface.ignored(theirs),
-        )
-    if timm.recognizes(theirs):
-        return (
-            "timm",
-            timm.infer(theirs),
-            lambda fields, _: timm.entries(fields, theirs),
-            _TIMM_IGNORED,
+            lambda fields, _: huggingface.entries(fields, kind, prefix, theirs),
+            huggingface.ignored(theirs, known),
         )
     names = published.find_names(theirs)
     if names is None:
-        first = ", ".join(list(theirs)[:4]) or "nothing"
-        raise UserError(
-            f"{path} is of no model that is known here: it holds {first}, ..."
+        families.refuse(theirs)
+    if timm.recognizes(theirs):
+        return (
+            "timm",
+            timm_config.complete(theirs, config, known),
+            lambda fields, _: timm.entries(fields, theirs),
+            _TIMM_IGNORED,
         )
+    if names is None:
+        first = ", ".join(list(theirs)[:4]) or "nothing"
+        raise UserError(f"it is of no model that is known here: it holds {first}, ...")
     ours = published.ours_shapes(names, theirs)
     style = "big_vision" if names.style == "big_vision" else "npz"
     return (
         style,
-        published.infer(ours),
+        published.infer(ours, known),
         lambda _, shapes: published.entries(names, shapes, theirs),
         (r"(?!.*img/).*(txt/.*|/t|/b)", r"opt/.*", r"extra/.*") if names.prefix else (),
     )
@@ -412,6 +441,8 @@ def _around(
             labels = tuple(str(names[str(i)]) for i in range(len(names)))
         except KeyError:
             labels = None
+    if timm_config.is_timm(config):
+        labels = timm_config.label_names(config)
     if isinstance(config.get("pretrained_cfg"), dict):
         return _timm_preprocessing(config["pretrained_cfg"]), labels
     if path.is_dir() and (path / "preprocessor_config.json").exists():
