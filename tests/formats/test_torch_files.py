@@ -1,11 +1,12 @@
 """Files of `torch.save`, written by PyTorch, timm, Lightning and training scripts."""
 
-import collections
 import importlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
+import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ SAID = {
         "left out: 1 tensors beside the network, as n_averaged",
     ),
     "mae.pth": (
-        "left out: 18 tensors beside the network, as decoder_pos_embed",
+        "left out: 19 tensors beside the network, as decoder_pos_embed",
     ),
     "dino.pth": (
         "of the weights in it, teacher.backbone is taken; beside it: "
@@ -115,14 +116,16 @@ def test_each_command_says_and_chooses(
     assert np.abs(found[0] - found[1]).max() > 0.1
     with pytest.raises(UserError, match=r'no weights "modl"; it has model, model_ema'):
         vit_jax.load(file, weights="modl", **MODEL)
-    args = [f"--checkpoint={file}", "--weights=modl", "photo.png"]
+    picture = tmp_path / "a.png"
+    assert cv2.imwrite(str(picture), np.zeros((4, 4, 3), np.uint8))
+    args = [f"--checkpoint={file}", "--weights=modl", str(picture)]
     assert predict.main(["", *args]) == 2
-    assert 'no weights "modl"' in capsys.readouterr().err or True
+    assert 'no weights "modl"' in capsys.readouterr().err
 
 
 def test_a_run_says_and_chooses(tmp_path: Path) -> None:
     """config.init_from, and a teacher."""
-    recipe = [f"--config={cli.EVERYTHING}", "--config.total_steps=1"]
+    recipe = [f"--config={cli.EVERYTHING}", "--config.total_steps=8"]
     file = FIXTURES / "deit.pth"
     for key in ("init_weights", "distill.teacher_weights"):
         start = "distill.teacher" if "teacher" in key else "init_from"
@@ -180,7 +183,8 @@ def test_every_kind_of_tensor(zipped: bool, tmp_path: Path) -> None:
 def test_tensors_that_are_refused_by_name(tmp_path: Path) -> None:
     torch: Any = importlib.import_module("torch")
     x, file = torch.ones(4, 4), tmp_path / "a.pth"
-    quantised = torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)
+    with warnings.catch_warnings(action="ignore"):
+        quantised = torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)
     for tensor, why in (
         (quantised, "is a quantised tensor"),
         ((quantised, None), "holds a quantised tensor"),
@@ -205,7 +209,10 @@ def test_objects_without_weights(tmp_path: Path) -> None:
     file = tmp_path / "a.pth"
     layer = torch.nn.Linear(2, 2)
     for saved, message in (
-        (layer, r"an object of torch\.nn\.modules\.linear\.Linear; save `model.state_d"),
+        (
+            layer,
+            r"an object of torch\.nn\.modules\.linear\.Linear; save `model.state_d",
+        ),
         ({"net": layer, "epoch": 3}, r"'net' is of torch\.nn\.modules\.linear\.Linear"),
         ({}, "it is empty"),
         (3, "type int"),
@@ -213,18 +220,7 @@ def test_objects_without_weights(tmp_path: Path) -> None:
         torch.save(saved, file)
         with pytest.raises(UserError, match=message):
             arrays(file)
-    torch.jit.save(torch.jit.trace(layer, torch.ones(1, 2)), str(file))
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.save(torch.jit.trace(layer, torch.ones(1, 2)), str(file))
     with pytest.raises(UserError, match="is a TorchScript program"):
         arrays(file)
-
-
-# --- Choosing
-
-
-def saved(folder: Path, **groups: Any) -> Path:
-    """Dicts of tensors in a file, as PyTorch writes them, from a fixture's storages."""
-    raise NotImplementedError
-
-
-def test_several_networks_are_not_chosen_between() -> None:
-    collections.OrderedDict()
