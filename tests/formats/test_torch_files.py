@@ -224,3 +224,19 @@ def test_objects_without_weights(tmp_path: Path) -> None:
         torch.jit.save(torch.jit.trace(layer, torch.ones(1, 2)), str(file))
     with pytest.raises(UserError, match="is a TorchScript program"):
         arrays(file)
+
+
+@pytest.mark.crosscheck
+def test_a_head_without_biases(tmp_path: Path) -> None:
+    torch: Any = importlib.import_module("torch")
+    make: Any = importlib.import_module("tests.formats.make_torch_fixtures")
+    model = make.vit().eval()
+    model.head = torch.nn.Linear(4, 3, bias=False)
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    with pytest.raises(UserError, match="if it was trained without these biases"):
+        vit_jax.load(str(tmp_path / "a.pth"), **MODEL)
+    ours = vit_jax.load(str(tmp_path / "a.pth"), allow=[".*/bias"], **MODEL)
+    images = drawn.images(make.SIZE)
+    with torch.no_grad():
+        expected = model(torch.tensor(images).permute(0, 3, 1, 2))
+    np.testing.assert_allclose(ours(images), expected.numpy(), atol=1e-5)
