@@ -149,6 +149,8 @@ def entries(
     """
     names = _siglip if "siglip" in kind else _vit
     found = list(names(fields, kind, prefix))
+    if shapes and prefix:  # transformers itself writes vit_msn's layers without it
+        found += names(fields, kind, "")
     # A whole model without them is one that was made so (`qkv_bias`).
     if not shapes or any(name.endswith("query.bias") for name in shapes):
         return found
