@@ -8,8 +8,11 @@
   --to=FORMAT      npz (as the paper's authors publish), big_vision, timm, huggingface,
                    or stablehlo: a program that needs jax alone, see vit_jax/export.py
   --step=N         of a workdir: another step than the best, or else newest
-  --allow=NAME     a parameter (or a pattern of them) that may be missing or left over
-                   in SRC, or a field, such as gelu, that FORMAT cannot say; repeatable
+  --weights=KEY    of a training checkpoint with several: which, such as state_dict;
+                   default: an average, such as state_dict_ema, else the weights
+  --allow=NAME     a tensor of SRC (or a pattern of them) that may be left over, a bias
+                   that may be missing, or a field, such as gelu, that FORMAT cannot
+                   say; repeatable
   --image_size=N   or HEIGHT,WIDTH, where SRC does not say it
   --verify=IMAGES  compares what timm or transformers, if they are installed, compute of
                    SRC and of DST with what we do: a file, or a folder of images
@@ -42,6 +45,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("target", nargs="?", type=Path)
     parser.add_argument("--to")
     parser.add_argument("--step", type=int)
+    parser.add_argument("--weights")
     parser.add_argument("--image_size", type=size)
     parser.add_argument("--verify", type=Path)
     parser.add_argument("--timm")
@@ -104,7 +108,10 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     places = to_verify(args, Path(source), is_run) if args.verify is not None else []
     if not is_run:
         found = opened.open_checkpoint(
-            Path(source), image_size=args.image_size, model=model
+            Path(source),
+            image_size=args.image_size,
+            model=model,
+            weights=args.weights,
         )
         print(f"{args.source} is of {found.format}.")
         for line in found.said:
@@ -118,6 +125,7 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     loaded = loading.load(
         args.source,
         step=args.step,
+        weights=args.weights,
         image_size=args.image_size,
         allow=args.allow,
         **model,

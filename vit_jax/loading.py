@@ -170,6 +170,7 @@ def load(
     *,
     step: int | None = None,
     image_size: int | tuple[int, int] | None = None,
+    weights: str | None = None,
     allow: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
     **model: Any,
@@ -178,11 +179,14 @@ def load(
 
     Args:
       path: a workdir or one of its checkpoints; a .npz of the paper, AugReg, Mixer, BiT
-        or big_vision; a timm state dict (.safetensors, .pth, .bin); a directory of
-        Hugging Face or timm, with config.json.
+        or big_vision; a timm state dict (.safetensors, or of `torch.save`: .pth, .pt,
+        .bin, .ckpt, .pth.tar); a directory of Hugging Face or timm, with config.json.
       step: of a workdir: another step than the best, or else newest.
       image_size: of other formats, where it is not square: (height, width).
-      allow: patterns of names that may be missing or left over.
+      weights: of a training checkpoint of `torch.save` with several: which, by the key
+        that it is saved under, such as "state_dict". Default: an average, such as
+        "state_dict_ema", else a "teacher", else the weights; what is taken is printed.
+      allow: patterns of names that may be left over, or of biases that may be missing.
       progress: called with the bytes read so far and in all; default: a bar for what
         is larger than 128 MiB.
       **model: fields of the model that win over what the checkpoint says, such as
@@ -193,11 +197,15 @@ def load(
     """
     place = workdirs.absolute(path)
     if checkpoints.is_run(place):
+        if weights is not None:
+            raise UserError(
+                f"weights={weights}: {path} is a workdir, which has no more"
+            )
         return _load_run(place, step, model)
     if step is not None:
         raise UserError(f"step={step}: {path} is no workdir")
     size = None if image_size is None else _pair(image_size)
-    opened = open_checkpoint(Path(place), image_size=size, model=model)
+    opened = open_checkpoint(Path(place), image_size=size, model=model, weights=weights)
     opened.check_complete(allow)
     for line in opened.said:
         print(f"{path}: {line}", file=sys.stderr)

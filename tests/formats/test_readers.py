@@ -177,6 +177,24 @@ def test_arrays_that_cannot_be(tmp_path: Path, name: str, array: Any, message: s
         open_checkpoint(changed(tmp_path, **{name: array})).read()
 
 
+def test_biases_that_are_missing_are_zeros_if_they_are_allowed(tmp_path: Path) -> None:
+    """Which is what a layer without one computes; nothing else has a substitute."""
+    names = ("blocks.1.attn.proj.bias", "blocks.1.mlp.fc1.bias", "head.bias")
+    zeros = {name: np.zeros_like(drawn.draw(name, (64,))) for name in names}
+    zeros["blocks.1.mlp.fc1.bias"] = np.zeros(96, np.float32)
+    zeros["head.bias"] = np.zeros(5, np.float32)
+    expected = outputs(open_checkpoint(changed(tmp_path, **zeros)))
+    opened = open_checkpoint(changed(tmp_path, **dict.fromkeys(names)))
+    with pytest.raises(UserError, match="without these biases, allow their names"):
+        opened.check_complete([".*/out/bias"])
+    opened.check_complete([".*/bias"])
+    np.testing.assert_array_equal(outputs(opened), expected)
+    assert set(opened.read(wanted=["head/bias"])) == {"head/bias"}
+    opened = open_checkpoint(changed(tmp_path, **{"blocks.1.norm1.weight": None}))
+    with pytest.raises(UserError, match=r"lacks .*_1/LayerNorm_0/scale: [^;]*$"):
+        opened.check_complete([".*"])
+
+
 def test_which_model_it_is_of_cannot_be_told(tmp_path: Path) -> None:
     path = files.safetensors(tmp_path / "a.safetensors", {"x": np.ones(3, "f4")})
     with pytest.raises(UserError, match="no model that is known here: it holds x"):
