@@ -161,7 +161,10 @@ def to_verify(args: argparse.Namespace, source: Path, is_run: bool) -> list[Path
     places = []
     if not is_run and (source.is_dir() or named):
         places.append(source)
-    if args.to == "huggingface" or (named and args.to not in (None, "stablehlo")):
+    by_itself = args.to == "huggingface" or (
+        args.to == "timm" and not args.target.suffix
+    )
+    if by_itself or (named and args.to not in (None, "stablehlo")):
         places.append(args.target)
     if not places:
         raise errors.UserError(
