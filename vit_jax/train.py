@@ -65,6 +65,8 @@ def train_and_evaluate(workdir: epath.Path, config: dict[str, Any]) -> None:
             ) from None
     if distributed.is_first():
         summarize(workdir, run, time.monotonic() - started)
+        for warning in run.warnings():  # by now the first of these has scrolled away
+            print(f"WARNING: {warning}", flush=True)
     if lock is not None:
         lock.close()
 
@@ -300,6 +302,9 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> None:
             params = checkpoints.read_params(directory, run.abstract_state.params)
         else:
             directory, params = source, pretrained(run, None)
+    if distributed.is_first():
+        for note in run.notes():
+            print(note, flush=True)
     try:
         preemption.wait(run.compile_evaluators)
         distributed.gather("")  # from here on a signal stops all at the same batch
@@ -332,6 +337,8 @@ def announce(workdir: epath.Path, run: Run, step: int, overview: str) -> None:
         f"{run.dataset.num_examples:,} training images, {run.num_classes} classes; "
         f"{run.total_steps:,} steps of {run.batch_size} on {run.mesh.size} x {device} "
         f"({axes}).\n"
+        + "".join(f"{note}\n" for note in run.notes())
+        + "".join(f"WARNING: {warning}\n" for warning in run.warnings())
         + (f"Goes on from step {step}. " if step else "")
         + f"Compiling; logs go to {workdir}.",
         flush=True,
