@@ -18,7 +18,7 @@ from vit_jax import (
 )
 from vit_jax.bad_examples import BadExamples
 from vit_jax.checkpoints import Checkpoints, adapt
-from vit_jax.errors import NonFiniteLossError, Preempted, UserError
+from vit_jax.errors import BadExample, NonFiniteLossError, Preempted, UserError
 from vit_jax.evaluators import Result, records
 from vit_jax.observer import Observer, Scalars, Tracer
 from vit_jax.run import Run
@@ -57,6 +57,13 @@ def train_and_evaluate(workdir: epath.Path, config: dict[str, Any]) -> None:
             saved.wait()
             where = where_it_stands(saved, workdir)
             raise Preempted(f"{where}; run the same command to go on") from None
+        except BadExample as error:
+            if distributed.alone():  # else it is this process alone that knows
+                saved.wait()
+            raise UserError(
+                f"{error} {where_it_stands(saved, workdir)}; the same command goes on "
+                "from there, with that flag or once the file is replaced"
+            ) from error
         except NonFiniteLossError as error:
             saved.wait()
             raise NonFiniteLossError(
