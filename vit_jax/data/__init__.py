@@ -116,6 +116,7 @@ def make(
             'config.data.on_bad_example="error"; set it to None, or choose "skip".'
         )
     train_transform, eval_transform = TrainTransform(**train), EvalTransform(**eval)
+    train_transform.check_size(size)
     eval_transform.check_size(size)
     if name == "mixture" and (image_key, label_key, holdout) == (None, None, None):
         source = open_mixture(mixture, data_dir=data_dir, split=split)

@@ -35,6 +35,8 @@ class Stream(enum.IntEnum):
     JITTER = 4
     ERASING = 5
     NOISE = 6
+    VERTICAL_FLIP = 7
+    ROTATE90 = 8
     # The numbers between are left for augmentation.
     MIXTURE = 32
     PART_ORDER = 33
