@@ -31,8 +31,10 @@ LAYERS: tuple[set[str], ...] = (
         "models",
         "optim",
         "preemption",
+        "preprocessing",
         "progress",
         "relay",
+        "resample",
         "schedules",
         "sharding",
         "timing",
@@ -68,6 +70,7 @@ NEIGHBOURS = {
     ("checkpoints", "state"),
     ("sharding", "layouts"),
     ("convert", "predict"),
+    ("preprocessing", "resample"),
 }
 
 # Packages that have one home, so that replacing them stays a local change.

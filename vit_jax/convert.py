@@ -7,7 +7,9 @@
   --step=N         of a workdir: another step than the best, or else newest
   --allow=NAME     a parameter (or a pattern of them) that may be missing or left over
                    in SRC, or a field, such as gelu, that FORMAT cannot say; repeatable
-  --image_size=N   or HEIGHT,WIDTH, where SRC does not say it
+  --image_size=N   or HEIGHT,WIDTH: position embeddings are resampled for images of
+                   another size; also, where they are of no square and SRC does not say
+                   it, the size that they are of
   --verify=IMAGES  compares what timm or transformers, if they are installed, compute of
                    SRC and of DST with what we do: a file, or a folder of images
   --timm=NAME      what timm calls the model, which its files do not say
@@ -24,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax import errors, flags
+from vit_jax.checkpoints.formats import processors
+from vit_jax.preprocessing import Preprocessing
 
 FORMATS = ("npz", "big_vision", "timm", "huggingface", "stablehlo")
 
@@ -96,13 +100,13 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     from vit_jax import checkpoints, export, loading, workdirs
     from vit_jax.checkpoints.formats import augreg, opened, writing
 
-    source = workdirs.absolute(args.source)
+    source, size = workdirs.absolute(args.source), args.image_size
     is_run = checkpoints.is_run(source)
     places = to_verify(args, Path(source), is_run) if args.verify is not None else []
     if not is_run:
-        found = opened.open_checkpoint(
-            Path(source), image_size=args.image_size, model=model
-        )
+        found = opened.open_checkpoint(Path(source), resolution=size, model=model)
+        # What is written has the positions of SRC unless another size is asked for.
+        size = found.image_size if size is None else size
         print(f"{args.source} is of {found.format}.")
         if (said := augreg.describe(Path(source).name)) is not None:
             print(f"By its name: {said}.")
@@ -113,7 +117,7 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     loaded = loading.load(
         args.source,
         step=args.step,
-        image_size=args.image_size,
+        image_size=size,
         allow=args.allow,
         **model,
     )
@@ -125,22 +129,39 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
         export.export(loaded, args.target)
         print(f"\n{args.target} was read back: it computes the same logits.")
         return
+    preprocessing = loaded.preprocessing
+    if not is_run and args.image_size is None:
+        preprocessing = found.preprocessing or preprocessing
     written = writing.write_checkpoint(
         args.target,
         args.to,
         model=loaded.config,
         params=loaded.arrays(),
         image_size=loaded.image_size,
-        mean=loaded.mean,
-        std=loaded.std,
+        preprocessing=preprocessing,
         label_names=loaded.label_names,
+        loss=loaded.loss,
         allow=args.allow,
     )
     print(f"\n{args.target} is of {written.format}.")
     print_table(written.table())
     print(f"\n{args.target} was read back: all bits are the same.")
+    if args.to == "huggingface":
+        for line in unlike(loaded, preprocessing):
+            print(f"note: {line}")
     if args.target in places:
         print_verified(loaded, args.target, args)
+
+
+def unlike(model: Any, preprocessing: Preprocessing) -> list[str]:
+    """How the images that transformers makes differ from ours, as sentences."""
+    _, found = processors.to_transformers(preprocessing)
+    if model.has_own_transform:
+        found.append(
+            "images are resized with Pillow's bilinear filter there, and by averaging "
+            "over areas here (of which transformers has nothing that is nearer)"
+        )
+    return found
 
 
 def to_verify(args: argparse.Namespace, source: Path, is_run: bool) -> list[Path]:

@@ -4,6 +4,7 @@ model = vit_jax.load("workdirs/quickstart")
 logits = model(np.stack([model.preprocess(image)]))
 """
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -17,16 +18,11 @@ from etils import epath
 
 from vit_jax import checkpoints, models, steps, workdirs
 from vit_jax import progress as reading
-from vit_jax.checkpoints.formats.opened import (
-    Opened,
-    Preprocessing,
-    flatten,
-    nest,
-    open_checkpoint,
-)
+from vit_jax.checkpoints import adapt
+from vit_jax.checkpoints.formats.opened import Opened, flatten, nest, open_checkpoint
 from vit_jax.data import EvalTransform, to_rgb
-from vit_jax.data.transforms import central_crop
 from vit_jax.errors import UserError
+from vit_jax.preprocessing import Preprocessing
 from vit_jax.state import Params, abstract_params
 
 Transform = Callable[[np.ndarray], np.ndarray]
@@ -40,6 +36,7 @@ class Model:
       params: the parameters, a tree of arrays; float32.
       module: the Flax module: `module.apply({"params": params}, images)`.
       image_size: (height, width) of the images that it takes.
+      preprocessing: how other libraries prepare images for it, or nearly so.
       mean: of the channels of images in [0, 1]; and `std`, by which they are divided.
       label_names: of the classes, where they are known.
       loss: that it was trained with: with "softmax_xent" the classes exclude each
@@ -52,19 +49,26 @@ class Model:
         config: Mapping[str, Any],
         params: Params,
         image_size: tuple[int, int],
-        mean: Sequence[float],
-        std: Sequence[float],
-        transform: Transform,
+        preprocessing: Preprocessing,
+        transform: Transform | None = None,
         label_names: Sequence[str] | None = None,
         loss: Literal["softmax_xent", "sigmoid_xent"] = "softmax_xent",
     ) -> None:
-        """Compiles nothing yet; `transform` makes uint8 RGB the image size."""
+        """Compiles nothing yet.
+
+        Args:
+          config: see above; and `params`, `image_size`, `label_names`, `loss`.
+          preprocessing: of images, whose results have the image size.
+          transform: of images, where `preprocessing` is only the nearest that other
+            libraries can say.
+        """
         self.config, self.params = dict(config), params
         self.module = models.create(**config)
-        self.image_size, self.mean, self.std = image_size, tuple(mean), tuple(std)
+        self.image_size, self.preprocessing = image_size, preprocessing
+        self.mean, self.std = preprocessing.mean, preprocessing.std
         self.label_names = None if label_names is None else tuple(label_names)
         self.loss = loss
-        self._transform = transform
+        self._transform = transform or preprocessing
         self._compiled: dict[tuple[str, ...] | None, Any] = {}
 
     def __call__(self, images: Any) -> jax.Array:
@@ -100,6 +104,11 @@ class Model:
           image: a PIL image, or a uint8 array [h, w] or [h, w, 1, 3 or 4].
         """
         return self._transform(to_rgb(image))
+
+    @property
+    def has_own_transform(self) -> bool:
+        """Whether `preprocessing` is only near to what `preprocess` does."""
+        return self._transform is not self.preprocessing
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The parameters by path, on the host, float32, layers in a loop."""
@@ -155,7 +164,10 @@ def load(
         or big_vision; a timm state dict (.safetensors, .pth, .bin); a directory of
         Hugging Face or timm, with config.json.
       step: of a workdir: another step than the best, or else newest.
-      image_size: of other formats, where it is not square: (height, width).
+      image_size: (height, width) of the images to use it with, or one number; default:
+        as its images are prepared. Position embeddings are resampled for another one
+        than they are for. It also says the size where they are of no square and the
+        format does not.
       allow: patterns of names that may be missing or left over.
       progress: called with the bytes read so far and in all; default: a bar for what
         is larger than 128 MiB.
@@ -166,66 +178,44 @@ def load(
       UserError: if there is no checkpoint, it is broken, or of an unknown model.
     """
     place = workdirs.absolute(path)
+    size = None if image_size is None else _pair(image_size)
     if checkpoints.is_run(place):
-        return _load_run(place, step, model)
+        return _load_run(place, step, size, model)
     if step is not None:
         raise UserError(f"step={step}: {path} is no workdir")
-    size = None if image_size is None else _pair(image_size)
-    opened = open_checkpoint(Path(place), image_size=size, model=model)
+    opened = open_checkpoint(Path(place), resolution=size, model=model)
     opened.check_complete(allow)
     if progress is None:
         progress = reading.of_reading(path)
     flat = opened.read(progress=progress, convert=lambda _, array: jnp.asarray(array))
-    return _of_opened(opened, nest(flat))
+    return _of_opened(opened, flat)
 
 
-def _of_opened(opened: Opened, params: Params) -> Model:
+def _of_opened(opened: Opened, flat: dict[str, Any]) -> Model:
+    size = opened.resolution
+    resized = adapt.at_size(
+        flat, opened.model, opened.image_size, size, posemb=opened.posemb
+    )
+    params = nest({path: jnp.asarray(array) for path, array in resized.items()})
     if opened.model.get("scan"):
         params = models.layers.loop_to_scan(params)
-    about = opened.preprocessing or Preprocessing()
+    about = opened.preprocessing or Preprocessing(resize=opened.image_size)
     return Model(
         config=opened.model,
         params=params,
-        image_size=opened.image_size,
-        mean=about.mean,
-        std=about.std,
-        transform=functools.partial(
-            resize_and_crop,
-            size=opened.image_size,
-            short_side=about.resize,
-            interpolation=about.interpolation,
-        ),
+        image_size=size,
+        preprocessing=about.at(size),
         label_names=opened.label_names,
+        loss=opened.loss,
     )
 
 
-def resize_and_crop(
-    image: np.ndarray,
-    *,
-    size: tuple[int, int],
-    short_side: int | None,
-    interpolation: str,
-) -> np.ndarray:
-    """Antialiased resizing as PIL's, then the central crop, for others' checkpoints.
-
-    Args:
-      image: uint8 [h, w, 3].
-      size: (height, width) of the result.
-      short_side: pixels of the short side before the crop; None distorts the whole
-        image to the size.
-      interpolation: "bilinear" or "bicubic".
-    """
-    new = size
-    if short_side is not None:
-        scale = short_side / min(image.shape[:2])
-        height, width = (int(scale * side) for side in image.shape[:2])
-        new = max(size[0], height), max(size[1], width)
-    method = {"bilinear": "linear", "bicubic": "cubic"}[interpolation]
-    pixels = jax.image.resize(image.astype(np.float32), (*new, 3), method)
-    return central_crop(np.asarray(pixels.round().clip(0, 255), np.uint8), size)
-
-
-def _load_run(path: epath.Path, step: int | None, given: Mapping[str, Any]) -> Model:
+def _load_run(
+    path: epath.Path,
+    step: int | None,
+    wanted: tuple[int, int] | None,
+    given: Mapping[str, Any],
+) -> Model:
     directory = checkpoints.choose(path, step)
     config = checkpoints.read_config(directory)
     fields: dict[str, Any] = {
@@ -242,16 +232,42 @@ def _load_run(path: epath.Path, step: int | None, given: Mapping[str, Any]) -> M
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
         abstract_params(module, (*size, 3)),
     )
+    params = checkpoints.read_params(directory, abstract)
+    if wanted is not None and wanted != size:
+        resized = adapt.at_size(flatten(params), fields, size, wanted, posemb="linear")
+        params = nest({path: jnp.asarray(array) for path, array in resized.items()})
+    evaluated = EvalTransform(**data["eval"]).at(size, wanted or size)
     return Model(
         config=fields,
-        params=checkpoints.read_params(directory, abstract),
-        image_size=size,
-        mean=data["mean"],
-        std=data["std"],
-        transform=functools.partial(_evaluate, EvalTransform(**data["eval"]), size),
+        params=params,
+        image_size=wanted or size,
+        preprocessing=nearest_to(evaluated, wanted or size, data["mean"], data["std"]),
+        transform=functools.partial(_evaluate, evaluated, wanted or size),
         label_names=_label_names(directory.parent.parent / workdirs.LABEL_NAMES),
         loss=config["loss"]["name"],
     )
+
+
+def nearest_to(
+    transform: EvalTransform,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Preprocessing:
+    """Of what other libraries can say, the nearest to our own evaluation.
+
+    Where images shrink, ours averages over areas. Pillow's box filter is nearest to
+    that, but transformers resizes tensors, for which PyTorch has none; bilinear is what
+    ours does where images grow, and 1 to 3 of 255 from it where they shrink.
+    """
+    about = Preprocessing(
+        mean=tuple(mean), std=tuple(std), resize=size, interpolation="bilinear"
+    )
+    if transform.crop == "none":
+        return about
+    scale = (transform.resize or min(size)) / min(size)
+    resize = round(size[0] * scale), round(size[1] * scale)
+    return dataclasses.replace(about, fit="cover", resize=resize, crop=size)
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -17,7 +17,9 @@ import transformers  # pyright: ignore[reportMissingImports]
 from timm.models import mlp_mixer, resnetv2, vision_transformer  # pyright: ignore[reportMissingImports]
 from timm.models.vision_transformer_hybrid import HybridEmbed  # pyright: ignore[reportMissingImports]
 
-from tests.formats import drawn
+from PIL import Image
+
+from tests.formats import drawn, prepared
 
 TINY: dict[str, Any] = {
     "img_size": 28,
@@ -276,8 +278,31 @@ def make_published() -> None:
         save(name, record, outputs)
 
 
+def make_preprocessing() -> None:
+    """What the libraries make of two pictures: normalised pixels [h, w, 3]."""
+    found: dict[str, np.ndarray] = {}
+    for shape, image in prepared.images().items():
+        picture = Image.fromarray(image)
+        for name, cfg in prepared.TIMM.items():
+            about = timm.data.resolve_data_config(pretrained_cfg=cfg)
+            pixels = timm.data.create_transform(**about)(picture)
+            found[f"timm/{name}/{shape}"] = pixels.numpy()
+        for name, (model_type, cfg) in prepared.TRANSFORMERS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                Path(folder, "preprocessor_config.json").write_text(json.dumps(cfg))
+                text = json.dumps({"model_type": model_type})
+                Path(folder, "config.json").write_text(text)
+                processor = transformers.AutoImageProcessor.from_pretrained(folder)
+            pixels = processor(picture, return_tensors="np")["pixel_values"][0]
+            found[f"transformers/{name}/{shape}"] = np.float32(pixels)
+    arrays = {name: pixels.transpose(1, 2, 0) for name, pixels in found.items()}
+    np.savez_compressed(prepared.FILE, **arrays)  # pyright: ignore[reportArgumentType]
+    print(f"{prepared.FILE.name}: {prepared.FILE.stat().st_size:,} bytes")
+
+
 @torch.no_grad()
 def main() -> None:
+    make_preprocessing()
     make_timm()
     make_transformers()
     make_published()

@@ -35,8 +35,9 @@ from vit_jax.errors import UserError
 from vit_jax.state import Params
 
 Head = Literal["auto", "keep", "new"]
-Interpolation = Literal["linear", "cubic"]
+Interpolation = Literal["linear", "cubic", "cubic_no_antialias"]
 _POSEMB = "Transformer/posembed_input/pos_embedding"
+_TABLE = (_POSEMB, "cls", "dist")
 _HEAD = r"(head|head_dist)/.*"
 _FUNCTION = (
     "gelu",
@@ -270,7 +271,8 @@ def resample(
       size: rows and columns of the result.
       method: "linear" between the values at the corners, which stay where they are, as
         the paper's code does it (`scipy.ndimage.zoom` with `order=1`); or "cubic" with
-        antialiasing, as `jax.image.resize`, PIL and timm do it.
+        antialiasing, as `jax.image.resize`, PIL and timm do it; or "cubic_no_antialias"
+        as PyTorch (A = -0.75) and with it DINOv2, ViT and SigLIP of transformers.
 
     >>> line = np.array([[[0.0], [1.0]]], np.float32)
     >>> resample(line, (1, 3)).ravel().tolist()
@@ -279,8 +281,9 @@ def resample(
     if method == "cubic":
         shape = (*size, grid.shape[2])
         return np.asarray(jax.image.resize(jnp.asarray(grid), shape, "cubic"))
+    weights = _linear if method == "linear" else _cubic
     rows, columns = (
-        _linear(old, new) for old, new in zip(grid.shape[:2], size, strict=True)
+        weights(old, new) for old, new in zip(grid.shape[:2], size, strict=True)
     )
     resampled = np.einsum("jc,rcd->rjd", columns, grid.astype(np.float64))
     resampled = np.einsum("ir,rjd->ijd", rows, resampled)
@@ -291,6 +294,62 @@ def _linear(old: int, new: int) -> np.ndarray:
     """The matrix [new, old] of linear interpolation with fixed ends."""
     at = np.linspace(0, old - 1, new)
     return np.maximum(1 - np.abs(at[:, None] - np.arange(old)), 0)
+
+
+def _cubic(old: int, new: int) -> np.ndarray:
+    """The matrix [new, old] of cubic convolution at half-pixel centres, edges repeated.
+
+    Four values make a new one, also where the grid becomes coarser.
+    """
+    at = (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(at).astype(np.int64) - 1
+    matrix = np.zeros((new, old))
+    for tap in range(4):
+        weight = _keys(np.abs(at - (first + tap)))
+        np.add.at(matrix, (np.arange(new), (first + tap).clip(0, old - 1)), weight)
+    return matrix
+
+
+def _keys(x: np.ndarray, a: float = -0.75) -> np.ndarray:
+    """Keys' kernel (IEEE Trans. ASSP 29, 1981), of distances of at most 2."""
+    near = ((a + 2) * x - (a + 3)) * x**2 + 1
+    return np.where(x <= 1, near, ((x - 5) * x + 8) * x * a - 4 * a)
+
+
+def at_size(
+    arrays: Mapping[str, Any],
+    model: Mapping[str, Any],
+    old: tuple[int, int],
+    new: tuple[int, int],
+    *,
+    posemb: Interpolation,
+) -> dict[str, Any]:
+    """A model's parameters for images of another size.
+
+    Args:
+      arrays: by path, on the host or on a device.
+      model: keywords of `models.create`.
+      old: (height, width) of the images that they are for.
+      new: of the images that are wanted.
+      posemb: how position embeddings are resampled; see `resample`.
+
+    Raises:
+      UserError: if the model cannot take images of another size, as a Mixer.
+    """
+    before, after = grid_of(model, old), grid_of(model, new)
+    if model.get("name") == "mixer" and before != after:
+        raise UserError(
+            f"a Mixer's layers are of {before[0]} x {before[1]} patches: it takes "
+            f"images of {old[0]} x {old[1]} alone, and image_size is {new}"
+        )
+    if _POSEMB not in arrays or before == after:
+        return dict(arrays)
+    if 0 in after:
+        raise UserError(f"image_size={new} is less than a patch")
+    host = {path: np.asarray(arrays[path]) for path in arrays if path in _TABLE}
+    names = {path: array.shape for path, array in host.items()}
+    table = _resample_all(host, names, before, after, posemb)
+    return {**arrays, _POSEMB: table}
 
 
 def place(

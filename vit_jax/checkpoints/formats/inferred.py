@@ -25,6 +25,10 @@ class Inferred(NamedTuple):
     pixels: tuple[int, int]
     grid: tuple[int, ...] | None = None
 
+    def count(self, size: tuple[int, int]) -> int:
+        """How many patches an image of a size has."""
+        return (size[0] // self.pixels[0]) * (size[1] // self.pixels[1])
+
     def image_size(self, given: tuple[int, int] | None) -> tuple[int, int]:
         """(height, width) of the images that the parameters are for.
 
@@ -36,7 +40,7 @@ class Inferred(NamedTuple):
         """
         height, width = self.pixels
         if given is not None:
-            tokens = (given[0] // height) * (given[1] // width)
+            tokens = self.count(given)
             if self.patches is not None and tokens != self.patches:
                 raise UserError(
                     f"image_size={given} has {tokens} patches; the position embeddings "

@@ -5,13 +5,13 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from vit_jax import models
-from vit_jax.checkpoints.formats import huggingface, published, timm
+from vit_jax.checkpoints.formats import huggingface, processors, published, timm
 from vit_jax.checkpoints.formats.containers import (
     MAX_HEADER,
     Tensors,
@@ -21,29 +21,12 @@ from vit_jax.checkpoints.formats.containers import (
 from vit_jax.checkpoints.formats.inferred import Fields, Inferred
 from vit_jax.checkpoints.formats.layouts import Entry, Shape
 from vit_jax.errors import UserError
+from vit_jax.preprocessing import Preprocessing
 from vit_jax.sharding import path_name
 from vit_jax.state import abstract_params
 
 # What timm's files may hold that no model of ours has.
 _TIMM_IGNORED = (r"mask_token", r"(.*\.)?num_batches_tracked")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """How a checkpoint's images are prepared: keys of `config.data` and its `eval`.
-
-    Attributes:
-      mean: of the channels, in [0, 1].
-      std: likewise.
-      resize: pixels of the short side before a central crop; None resizes both sides
-        to the image size.
-      interpolation: of the resizing.
-    """
-
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    resize: int | None = None
-    interpolation: str = "bicubic"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,8 +38,12 @@ class Opened:
       format: "npz", "big_vision", "timm" or "huggingface".
       model: keywords of `models.create`.
       image_size: (height, width) that the parameters are for.
-      preprocessing: of the images; None where the checkpoint does not say.
+      resolution: (height, width) of the images that it is used with: as was asked for,
+        else what its processor makes. Position embeddings are resampled for it.
+      posemb: how, as its own library does; see `adapt.resample`.
+      preprocessing: of the images, as it is written; None where it does not say.
       label_names: of the classes; None where it does not say.
+      loss: "sigmoid_xent" where it says that classes do not exclude each other.
       tensors: of the file, by its own names.
       entries: what maps to what, by their names. Each of our parameters stands once.
       missing: our parameters that the file does not have.
@@ -68,8 +55,11 @@ class Opened:
     format: str
     model: Fields
     image_size: tuple[int, int]
+    resolution: tuple[int, int]
+    posemb: Literal["linear", "cubic", "cubic_no_antialias"]
     preprocessing: Preprocessing | None
     label_names: tuple[str, ...] | None
+    loss: Literal["softmax_xent", "sigmoid_xent"]
     tensors: Tensors
     entries: dict[str, Entry]
     shapes: dict[str, Shape]
@@ -208,26 +198,34 @@ def open_checkpoint(
     path: Path,
     *,
     image_size: tuple[int, int] | None = None,
+    resolution: tuple[int, int] | None = None,
     model: Mapping[str, Any] | None = None,
 ) -> Opened:
     """Reads the index of other people's checkpoint and finds out what model it is.
 
     Args:
       path: a .npz, .safetensors, .pth or .bin file, or a directory with config.json.
-      image_size: (height, width), where the format does not say and it is no square.
+      image_size: (height, width) that the parameters are for, where the format does not
+        say it.
+      resolution: (height, width) to use it at; default: as its images are prepared. It
+        is taken for `image_size` too where the format does not say it and it is no
+        square.
       model: fields of the model that win over what is inferred, such as `num_heads`.
 
     Raises:
       UserError: if it is none of the formats, broken, or of an unknown model.
     """
     if path.is_dir():
-        return _open_directory(path, image_size, model or {})
-    return _open(path, open_tensors(path), {}, image_size, model or {})
+        return _open_directory(path, (image_size, resolution), model or {})
+    sizes = image_size, resolution
+    return _open(path, open_tensors(path), {}, sizes, model or {})
 
 
-def _open_directory(
-    path: Path, image_size: tuple[int, int] | None, model: Mapping[str, Any]
-) -> Opened:
+# The size of a checkpoint's images, and the one to use it at, where they are given.
+_GivenSizes = tuple[tuple[int, int] | None, tuple[int, int] | None]
+
+
+def _open_directory(path: Path, sizes: _GivenSizes, model: Mapping[str, Any]) -> Opened:
     """A directory as `save_pretrained` or timm's hub writes it."""
     if not (path / "config.json").exists():
         raise UserError(
@@ -241,7 +239,7 @@ def _open_directory(
             if name in tensors:
                 raise broken(file, f"{name} is in two files")
             tensors[name] = tensor
-    return _open(path, tensors, config, image_size, model)
+    return _open(path, tensors, config, sizes, model)
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -279,7 +277,7 @@ def _open(
     path: Path,
     tensors: Tensors,
     config: Mapping[str, Any],
-    image_size: tuple[int, int] | None,
+    sizes: _GivenSizes,
     given: Mapping[str, Any],
 ) -> Opened:
     theirs = {name: tensor.shape for name, tensor in tensors.items()}
@@ -292,7 +290,7 @@ def _open(
             f"{path}: cannot tell which model it is; {type(error).__name__}: {error}"
         ) from error
     fields = {**inferred.fields, **given}
-    size = inferred.image_size(image_size)
+    size, resolution, preprocessing = _sizes(path, inferred, config, sizes)
     shapes = shapes_of(fields, size)
     entries, covered = {}, set()
     for entry in entries_of(fields, shapes):
@@ -301,14 +299,16 @@ def _open(
             covered |= set(entry.ours)
     rest = [name for name in theirs if name not in entries]
     beside = [n for n in rest if any(re.fullmatch(p, n) for p in ignored)]
-    preprocessing, labels = _around(path, config)
     return Opened(
         path=path,
         format=format_,
         model=fields,
         image_size=size,
+        resolution=resolution,
+        posemb=_posemb_of(format_, config),
         preprocessing=preprocessing,
-        label_names=labels,
+        label_names=_labels(config),
+        loss=_loss(config),
         tensors=tensors,
         entries=entries,
         shapes=shapes,
@@ -367,40 +367,85 @@ def shapes_of(
     return {path: leaf.shape for path, leaf in flatten(tree).items()}
 
 
-def _around(
-    path: Path, config: Mapping[str, Any]
-) -> tuple[Preprocessing | None, tuple[str, ...] | None]:
-    """How images are prepared and what the classes are called, from files beside it."""
-    labels = None
-    if isinstance(config.get("id2label"), dict):
-        names = config["id2label"]
-        try:
-            labels = tuple(str(names[str(i)]) for i in range(len(names)))
-        except KeyError:
-            labels = None
-    if isinstance(config.get("pretrained_cfg"), dict):
-        return _timm_preprocessing(config["pretrained_cfg"]), labels
-    if path.is_dir() and (path / "preprocessor_config.json").exists():
-        return _hf_preprocessing(_read_json(path / "preprocessor_config.json")), labels
-    return None, labels
+def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """What the classes are called."""
+    names = config.get("id2label")
+    if not isinstance(names, dict):
+        return None
+    try:
+        return tuple(str(names[str(i)]) for i in range(len(names)))
+    except KeyError:
+        return None
 
 
-def _timm_preprocessing(cfg: Mapping[str, Any]) -> Preprocessing:
-    size = cfg["input_size"][-1]
-    return Preprocessing(
-        mean=tuple(cfg["mean"]),
-        std=tuple(cfg["std"]),
-        resize=int(size / cfg["crop_pct"]),
-        interpolation=cfg["interpolation"],
-    )
+def _loss(config: Mapping[str, Any]) -> Literal["softmax_xent", "sigmoid_xent"]:
+    """As the classification pipeline of transformers chooses."""
+    labels = config.get("id2label")
+    one = isinstance(labels, dict) and len(labels) == 1
+    several = config.get("problem_type") == "multi_label_classification"
+    return "sigmoid_xent" if one or several else "softmax_xent"
 
 
-def _hf_preprocessing(cfg: Mapping[str, Any]) -> Preprocessing:
-    size = cfg["size"]
-    return Preprocessing(
-        mean=tuple(cfg["image_mean"]),
-        std=tuple(cfg["image_std"]),
-        resize=size.get("shortest_edge") if isinstance(size, dict) else None,
-        # Numbers of PIL's filters.
-        interpolation={2: "bilinear", 3: "bicubic"}.get(cfg["resample"], "bicubic"),
-    )
+def _posemb_of(
+    format_: str, config: Mapping[str, Any]
+) -> Literal["linear", "cubic", "cubic_no_antialias"]:
+    if format_ == "timm":
+        return "cubic"
+    if format_ != "huggingface":
+        return "linear"
+    antialias = config["model_type"] == "dinov2_with_registers"
+    return "cubic" if antialias else "cubic_no_antialias"
+
+
+def _sizes(
+    path: Path, inferred: Inferred, config: Mapping[str, Any], given: _GivenSizes
+) -> tuple[tuple[int, int], tuple[int, int], Preprocessing | None]:
+    """The size that the parameters are for, the one to use, and the preprocessing."""
+    image_size, resolution = given
+    if "model_type" not in config:
+        about = None
+        if "pretrained_cfg" in config or "architecture" in config:
+            about = processors.of_timm(config, str(path / "config.json"))
+        if image_size is None:
+            image_size = _size_said(inferred, about, resolution)
+        size = inferred.image_size(image_size)
+        return size, resolution or size, about
+    size = inferred.image_size(image_size)
+    about = _of_transformers(path, str(config["model_type"]), size)
+    if about is None or about.size is None:
+        return size, resolution or size, about
+    return size, resolution or about.size, about
+
+
+def _size_said(
+    inferred: Inferred,
+    about: Preprocessing | None,
+    resolution: tuple[int, int] | None,
+) -> tuple[int, int] | None:
+    """The size of the images, where the parameters do not tell it."""
+    said = None if about is None else about.size
+    if inferred.patches is None:
+        return resolution or said
+    if said is not None and inferred.count(said) == inferred.patches:
+        return said
+    square = round(inferred.patches**0.5) ** 2 == inferred.patches
+    return None if square or inferred.grid is not None else resolution
+
+
+def _of_transformers(
+    path: Path, model_type: str, image_size: tuple[int, int]
+) -> Preprocessing | None:
+    """From the file beside a config.json, or from the newer one with all processors."""
+    for name, key in (
+        ("processor_config.json", "image_processor"),
+        ("preprocessor_config.json", None),
+    ):
+        file = path / name
+        if path.is_dir() and file.exists():
+            found = _read_json(file)
+            found = found if key is None else found.get(key)
+            if isinstance(found, dict):
+                return processors.of_transformers(
+                    found, model_type, image_size, str(file)
+                )
+    return None

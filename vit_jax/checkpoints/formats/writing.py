@@ -16,11 +16,12 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.checkpoints.adapt import with_table
-from vit_jax.checkpoints.formats import huggingface, published, timm
+from vit_jax.checkpoints.formats import huggingface, processors, published, timm
 from vit_jax.checkpoints.formats.containers import write_safetensors
 from vit_jax.checkpoints.formats.layouts import Entry
 from vit_jax.checkpoints.formats.opened import Opened, open_checkpoint, shapes_of
 from vit_jax.errors import UserError
+from vit_jax.preprocessing import Preprocessing
 
 Format = Literal["npz", "big_vision", "timm", "huggingface"]
 # What readers of a format take for granted, since it cannot say it.
@@ -46,9 +47,9 @@ def write_checkpoint(
     model: Mapping[str, Any],
     params: Mapping[str, np.ndarray],
     image_size: tuple[int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
+    preprocessing: Preprocessing,
     label_names: Sequence[str] | None = None,
+    loss: str = "softmax_xent",
     allow: Collection[str] = (),
 ) -> Opened:
     """Writes a checkpoint, reads it back and compares it.
@@ -62,9 +63,9 @@ def write_checkpoint(
       model: keywords of `models.create`.
       params: by path, layers in a loop, float32.
       image_size: (height, width).
-      mean: of the channels, for Hugging Face; and `std`.
-      std: likewise.
+      preprocessing: of the images, for Hugging Face.
       label_names: of the classes, for Hugging Face.
+      loss: that it was trained with, for Hugging Face.
       allow: fields of the model that may be lost, such as "gelu".
 
     Returns:
@@ -104,9 +105,9 @@ def write_checkpoint(
         elif to == "huggingface":
             temporary.mkdir()
             write_safetensors(temporary / "model.safetensors", arrays, shapes)
-            config = huggingface.config(fields, image_size, label_names)
+            config = huggingface.config(fields, image_size, label_names, loss)
             (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            about = huggingface.preprocessor(image_size, mean, std)
+            about, _ = processors.to_transformers(preprocessing)
             text = json.dumps(about, indent=2) + "\n"
             (temporary / "preprocessor_config.json").write_text(text)
         else:
