@@ -122,7 +122,7 @@ def test_what_is_not_resized_must_fit() -> None:
     config = {"do_resize": False}
     about = processors.of_transformers(config, "vit", (61, 92), "p.json")
     np.testing.assert_array_equal(about(IMAGES["wide"]), IMAGES["wide"])
-    with pytest.raises(UserError, match="92 x 61.*expected 61 x 92"):
+    with pytest.raises(UserError, match=r"92 x 61.*expected 61 x 92"):
         about(IMAGES["tall"])
 
 

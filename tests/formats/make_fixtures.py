@@ -14,10 +14,9 @@ import numpy as np
 import timm  # pyright: ignore[reportMissingImports]
 import torch  # pyright: ignore[reportMissingImports]
 import transformers  # pyright: ignore[reportMissingImports]
+from PIL import Image
 from timm.models import mlp_mixer, resnetv2, vision_transformer  # pyright: ignore[reportMissingImports]
 from timm.models.vision_transformer_hybrid import HybridEmbed  # pyright: ignore[reportMissingImports]
-
-from PIL import Image
 
 from tests.formats import drawn, prepared
 
