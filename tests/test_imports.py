@@ -31,7 +31,6 @@ LAYERS: tuple[set[str], ...] = (
         "models",
         "optim",
         "preemption",
-        "preprocessing",
         "progress",
         "relay",
         "resample",
@@ -46,6 +45,7 @@ LAYERS: tuple[set[str], ...] = (
         "data",
         "distillation",
         "metrics",
+        "preprocessing",
         "state",
         "steps",
         "workdirs",
@@ -70,7 +70,8 @@ NEIGHBOURS = {
     ("checkpoints", "state"),
     ("sharding", "layouts"),
     ("convert", "predict"),
-    ("preprocessing", "resample"),
+    ("preprocessing", "data"),
+    ("checkpoints", "preprocessing"),
 }
 
 # Packages that have one home, so that replacing them stays a local change.

@@ -1,7 +1,7 @@
 """Images are prepared as the library does it that a checkpoint is of."""
 
+import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,9 @@ import pytest
 
 from tests.formats import prepared
 from vit_jax.checkpoints.formats import processors
+from vit_jax.data import EvalTransform
 from vit_jax.errors import UserError
+from vit_jax.loading import as_preprocessing
 from vit_jax.preprocessing import Preprocessing
 
 EXPECTED = np.load(prepared.FILE)
@@ -127,7 +129,7 @@ def test_what_is_not_resized_must_fit() -> None:
 
 
 @pytest.mark.parametrize("name", prepared.TRANSFORMERS)
-def test_written_for_transformers_it_reads_the_same(name: str, tmp_path: Path) -> None:
+def test_written_for_transformers_it_reads_the_same(name: str) -> None:
     model_type, config = prepared.TRANSFORMERS[name]
     about = processors.of_transformers(config, model_type, (16, 16), "p.json")
     text, unlike = processors.to_transformers(about)
@@ -140,12 +142,59 @@ def test_written_for_transformers_it_reads_the_same(name: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", prepared.TIMM)
-def test_timm_s_written_for_transformers(name: str) -> None:
+def test_written_for_timm_it_reads_the_same(name: str) -> None:
+    about = processors.of_timm({"pretrained_cfg": prepared.TIMM[name]}, "config.json")
+    text, unlike = processors.to_timm(about, (16, 16))
+    assert processors.of_timm({"pretrained_cfg": text}, "config.json") == about
+    assert not unlike
+
+
+@pytest.mark.parametrize("name", ["dinov2", "deit", "siglip", "vit-cropped"])
+def test_of_transformers_written_for_timm(name: str) -> None:
+    """The sizes are the same; that a crop of odd margins may not be is said."""
+    model_type, config = prepared.TRANSFORMERS[name]
+    about = processors.of_transformers(config, model_type, (16, 16), "p.json")
+    text, unlike = processors.to_timm(about, (16, 16))
+    again = processors.of_timm({"pretrained_cfg": text}, "config.json")
+    assert again.crop == (16, 16) and again.fit == about.fit
+    assert again.resize[0] == about.resize[0]
+    assert [line for line in unlike if "margins" in line] == unlike[: name != "siglip"]
+
+
+@pytest.mark.parametrize("name", prepared.TIMM)
+def test_of_timm_written_for_transformers(name: str) -> None:
     """Nearly the same, or it is said what is not."""
     about = processors.of_timm({"pretrained_cfg": prepared.TIMM[name]}, "config.json")
     text, unlike = processors.to_transformers(about)
     found = processors.of_transformers(text, "vit", (16, 16), "p.json")
-    assert found.size == about.size
+    assert found.size == about.size and found.mean == about.mean
+    if about.fit == "squash" and about.crop == about.resize:
+        assert not unlike
+    elif about.fit == "inside" or about.resize[0] != about.resize[1]:
+        assert any("will distort" in line for line in unlike)
+    else:
+        assert len(unlike) == 1 and "pixel further up or left" in unlike[0]
+
+
+@pytest.mark.parametrize(
+    "transform, size",
+    [
+        ({}, (16, 16)),
+        ({"resize": 20}, (16, 16)),
+        ({"resize": 100}, (90, 90)),
+        ({}, (12, 30)),
+        ({"crop": "none"}, (12, 30)),
+    ],
+)
+def test_our_own_evaluation_is_described(transform: Any, size: tuple[int, int]) -> None:
+    evaluated = EvalTransform(**transform)
+    about = as_preprocessing(evaluated, size, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    again = processors.of_json(json.loads(json.dumps(dataclasses.asdict(about))))
+    assert again == about
     for image in IMAGES.values():
-        if not unlike:
-            np.testing.assert_allclose(found(image).astype(int), about(image), atol=1)
+        np.testing.assert_array_equal(again(image), evaluated(image, size))
+    for _, unlike in (
+        processors.to_timm(about, size),
+        processors.to_transformers(about),
+    ):
+        assert "averaging over areas" in unlike[0]

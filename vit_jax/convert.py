@@ -146,22 +146,21 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     print(f"\n{args.target} is of {written.format}.")
     print_table(written.table())
     print(f"\n{args.target} was read back: all bits are the same.")
-    if args.to == "huggingface":
-        for line in unlike(loaded, preprocessing):
-            print(f"note: {line}")
+    for line in unlike(args.to, preprocessing, loaded.image_size):
+        print(f"note: {line}")
     if args.target in places:
         print_verified(loaded, args.target, args)
 
 
-def unlike(model: Any, preprocessing: Preprocessing) -> list[str]:
-    """How the images that transformers makes differ from ours, as sentences."""
-    _, found = processors.to_transformers(preprocessing)
-    if model.has_own_transform:
-        found.append(
-            "images are resized with Pillow's bilinear filter there, and by averaging "
-            "over areas here (of which transformers has nothing that is nearer)"
-        )
-    return found
+def unlike(
+    to: str, preprocessing: Preprocessing, image_size: tuple[int, int]
+) -> list[str]:
+    """How the images that another library makes differ from ours, as sentences."""
+    if to == "huggingface":
+        return processors.to_transformers(preprocessing)[1]
+    if to == "timm":
+        return processors.to_timm(preprocessing, image_size)[1]
+    return []
 
 
 def to_verify(args: argparse.Namespace, source: Path, is_run: bool) -> list[Path]:

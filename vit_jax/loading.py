@@ -7,6 +7,7 @@ logits = model(np.stack([model.preprocess(image)]))
 import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +37,7 @@ class Model:
       params: the parameters, a tree of arrays; float32.
       module: the Flax module: `module.apply({"params": params}, images)`.
       image_size: (height, width) of the images that it takes.
-      preprocessing: how other libraries prepare images for it, or nearly so.
+      preprocessing: of the images.
       mean: of the channels of images in [0, 1]; and `std`, by which they are divided.
       label_names: of the classes, where they are known.
       loss: that it was trained with: with "softmax_xent" the classes exclude each
@@ -59,8 +60,7 @@ class Model:
         Args:
           config: see above; and `params`, `image_size`, `label_names`, `loss`.
           preprocessing: of images, whose results have the image size.
-          transform: of images, where `preprocessing` is only the nearest that other
-            libraries can say.
+          transform: of images; default: `preprocessing`.
         """
         self.config, self.params = dict(config), params
         self.module = models.create(**config)
@@ -104,11 +104,6 @@ class Model:
           image: a PIL image, or a uint8 array [h, w] or [h, w, 1, 3 or 4].
         """
         return self._transform(to_rgb(image))
-
-    @property
-    def has_own_transform(self) -> bool:
-        """Whether `preprocessing` is only near to what `preprocess` does."""
-        return self._transform is not self.preprocessing
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The parameters by path, on the host, float32, layers in a loop."""
@@ -185,6 +180,8 @@ def load(
         raise UserError(f"step={step}: {path} is no workdir")
     opened = open_checkpoint(Path(place), resolution=size, model=model)
     opened.check_complete(allow)
+    for line in opened.said:
+        print(f"{path}: {line}", file=sys.stderr)
     if progress is None:
         progress = reading.of_reading(path)
     flat = opened.read(progress=progress, convert=lambda _, array: jnp.asarray(array))
@@ -192,11 +189,11 @@ def load(
 
 
 def _of_opened(opened: Opened, flat: dict[str, Any]) -> Model:
-    size = opened.resolution
-    resized = adapt.at_size(
-        flat, opened.model, opened.image_size, size, posemb=opened.posemb
+    size, params = opened.resolution, nest(flat)
+    module = models.create(**models.looped(opened.model))
+    params = adapt.at_size(
+        params, module, opened.image_size, size, posemb=opened.posemb
     )
-    params = nest({path: jnp.asarray(array) for path, array in resized.items()})
     if opened.model.get("scan"):
         params = models.layers.loop_to_scan(params)
     about = opened.preprocessing or Preprocessing(resize=opened.image_size)
@@ -234,34 +231,34 @@ def _load_run(
     )
     params = checkpoints.read_params(directory, abstract)
     if wanted is not None and wanted != size:
-        resized = adapt.at_size(flatten(params), fields, size, wanted, posemb="linear")
-        params = nest({path: jnp.asarray(array) for path, array in resized.items()})
+        params = adapt.at_size(params, module, size, wanted)
     evaluated = EvalTransform(**data["eval"]).at(size, wanted or size)
     return Model(
         config=fields,
         params=params,
         image_size=wanted or size,
-        preprocessing=nearest_to(evaluated, wanted or size, data["mean"], data["std"]),
+        preprocessing=as_preprocessing(
+            evaluated, wanted or size, data["mean"], data["std"]
+        ),
         transform=functools.partial(_evaluate, evaluated, wanted or size),
         label_names=_label_names(directory.parent.parent / workdirs.LABEL_NAMES),
         loss=config["loss"]["name"],
     )
 
 
-def nearest_to(
+def as_preprocessing(
     transform: EvalTransform,
     size: tuple[int, int],
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Preprocessing:
-    """Of what other libraries can say, the nearest to our own evaluation.
-
-    Where images shrink, ours averages over areas. Pillow's box filter is nearest to
-    that, but transformers resizes tensors, for which PyTorch has none; bilinear is what
-    ours does where images grow, and 1 to 3 of 255 from it where they shrink.
-    """
+    """Our own evaluation, as others' is described."""
     about = Preprocessing(
-        mean=tuple(mean), std=tuple(std), resize=size, interpolation="bilinear"
+        mean=tuple(mean),
+        std=tuple(std),
+        resize=size,
+        interpolation="area",
+        library="vit_jax",
     )
     if transform.crop == "none":
         return about

@@ -209,7 +209,7 @@ def seen_by_head(
 ) -> np.ndarray:
     """Where in the image that comes from which the head sees: [rows, columns]."""
     module = model.module
-    before = (module.pool == "token") + module.distilled + module.registers
+    before = module.prefix_tokens
     if module.pool == "token":
         row = reach[0]
     elif module.pool == "map":

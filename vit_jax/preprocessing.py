@@ -9,12 +9,13 @@ from typing import Literal
 
 import numpy as np
 
+from vit_jax.data.transforms import resize as resize_as_we_do
 from vit_jax.errors import UserError
 from vit_jax.resample import resample
 
 Size = tuple[int, int]
 Fit = Literal["cover", "squash", "inside", "none"]
-Library = Literal["timm", "transformers"]
+Library = Literal["timm", "transformers", "vit_jax"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,13 +31,14 @@ class Preprocessing:
       resize: size before the crop.
       crop: size of the central part that is kept, with `fill` where the image is
         smaller; None keeps all.
-      interpolation: of `vit_jax.resample`.
+      interpolation: of `vit_jax.resample`; or "area", that of our own evaluations.
       fill: colour (red, green, blue), 0..255.
       crop_pct: timm's share of a side that a crop keeps, of which `resize` was made.
       library: whose rounding is followed. The long side of an image that covers is cut
         off to whole pixels by transformers, and by timm for squares; timm rounds it to
         the nearest otherwise. Where the margins of a crop cannot be equal, transformers
-        takes the smaller one above and on the left; timm rounds halves to even.
+        takes the smaller one above and on the left, as we do; timm rounds halves to
+        even.
     """
 
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -89,9 +91,11 @@ class Preprocessing:
                 f"{self.resize[0]} x {self.resize[1]}"
             )
         new = self._resized((image.shape[0], image.shape[1]))
-        image = resample(
-            image, new, self.interpolation, rows_first=self.library == "timm"
-        )
+        if self.interpolation == "area":
+            image = resize_as_we_do(image, new)
+        else:
+            rows_first = self.library == "timm"
+            image = resample(image, new, self.interpolation, rows_first=rows_first)
         return image if self.crop is None else self._cropped(image, self.crop)
 
     def _resized(self, old: Size) -> Size:
@@ -101,7 +105,8 @@ class Preprocessing:
             return old
         ratios = [a / b for a, b in zip(old, self.resize, strict=True)]
         square = self.resize[0] == self.resize[1]
-        if self.fit == "cover" and (square or self.library == "transformers"):
+        cut = self.library == "transformers" or (self.library == "timm" and square)
+        if self.fit == "cover" and cut:
             return _cover(old, self.resize)
         ratio = min(ratios) if self.fit == "cover" else max(ratios)
         return round(old[0] / ratio), round(old[1] / ratio)

@@ -37,7 +37,6 @@ from vit_jax.state import Params
 Head = Literal["auto", "keep", "new"]
 Interpolation = Literal["linear", "cubic", "cubic_no_antialias"]
 _POSEMB = "Transformer/posembed_input/pos_embedding"
-_TABLE = (_POSEMB, "cls", "dist")
 _HEAD = r"(head|head_dist)/.*"
 _FUNCTION = (
     "gelu",
@@ -281,7 +280,7 @@ def resample(
     if method == "cubic":
         shape = (*size, grid.shape[2])
         return np.asarray(jax.image.resize(jnp.asarray(grid), shape, "cubic"))
-    weights = _linear if method == "linear" else _cubic
+    weights = _WEIGHTS[method]
     rows, columns = (
         weights(old, new) for old, new in zip(grid.shape[:2], size, strict=True)
     )
@@ -316,40 +315,69 @@ def _keys(x: np.ndarray, a: float = -0.75) -> np.ndarray:
     return np.where(x <= 1, near, ((x - 5) * x + 8) * x * a - 4 * a)
 
 
+def _cubic_antialiased(old: int, new: int) -> np.ndarray:
+    """The matrix [new, old] of `jax.image.resize`."""
+    return np.asarray(
+        jax.image.resize(np.eye(old, dtype=np.float32), (new, old), "cubic")
+    )
+
+
+_WEIGHTS: dict[Interpolation, Callable[[int, int], np.ndarray]] = {
+    "linear": _linear,
+    "cubic": _cubic_antialiased,
+    "cubic_no_antialias": _cubic,
+}
+
+
 def at_size(
-    arrays: Mapping[str, Any],
-    model: Mapping[str, Any],
+    params: Params,
+    model: Any,
     old: tuple[int, int],
     new: tuple[int, int],
     *,
-    posemb: Interpolation,
-) -> dict[str, Any]:
-    """A model's parameters for images of another size.
+    posemb: Interpolation = "linear",
+) -> Params:
+    """A model's parameters for images of another size; may be traced.
 
     Args:
-      arrays: by path, on the host or on a device.
-      model: keywords of `models.create`.
+      params: of the model, layers in a loop or stacked.
+      model: a Linen module.
       old: (height, width) of the images that they are for.
       new: of the images that are wanted.
       posemb: how position embeddings are resampled; see `resample`.
 
     Raises:
-      UserError: if the model cannot take images of another size, as a Mixer.
+      UserError: if the model cannot take images of that size, as a Mixer.
     """
-    before, after = grid_of(model, old), grid_of(model, new)
-    if model.get("name") == "mixer" and before != after:
+    before, after = models.patch_grid(model, old), models.patch_grid(model, new)
+    flat = flatten(params)
+    if before == after or isinstance(model, models.MODELS["resnet"]):
+        return params
+    if isinstance(model, models.MODELS["mixer"]):
         raise UserError(
             f"a Mixer's layers are of {before[0]} x {before[1]} patches: it takes "
             f"images of {old[0]} x {old[1]} alone, and image_size is {new}"
         )
-    if _POSEMB not in arrays or before == after:
-        return dict(arrays)
-    if 0 in after:
-        raise UserError(f"image_size={new} is less than a patch")
-    host = {path: np.asarray(arrays[path]) for path in arrays if path in _TABLE}
-    names = {path: array.shape for path, array in host.items()}
-    table = _resample_all(host, names, before, after, posemb)
-    return {**arrays, _POSEMB: table}
+    for side, length, patches in zip(new, old, before, strict=True):
+        if side % (length // patches) or not side:
+            raise UserError(
+                f"image_size={new}: this model takes multiples of {length // patches}"
+            )
+    if _POSEMB not in flat:
+        return params
+    table = jnp.asarray(flat[_POSEMB])[0]
+    own = sum(name in flat for name in ("cls", "dist"))
+    rows, columns = (
+        jnp.asarray(_WEIGHTS[posemb](*pair), table.dtype)
+        for pair in zip(before, after, strict=True)
+    )
+    grid = table[own:].reshape(*before, -1)
+    with jax.default_matmul_precision("highest"):
+        grid = jnp.einsum("ir,jc,rcd->ijd", rows, columns, grid)
+    flat[_POSEMB] = jnp.concatenate([table[:own], grid.reshape(-1, table.shape[1])])[
+        None
+    ]
+    return nest(flat)
 
 
 def place(

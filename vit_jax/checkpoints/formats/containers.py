@@ -243,6 +243,8 @@ def write_safetensors(
     path: Path,
     arrays: Mapping[str, Callable[[], np.ndarray]],
     shapes: Mapping[str, Any],
+    *,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes float32 arrays, made one after the other, in the order of their names.
 
@@ -250,6 +252,7 @@ def write_safetensors(
       path: a new file.
       arrays: makes each array.
       shapes: of each.
+      metadata: what the file says beside them.
     """
     header, end = {}, 0
     names = sorted(arrays)
@@ -261,7 +264,8 @@ def write_safetensors(
             "data_offsets": [end, end + size],
         }
         end += size
-    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    about = {"format": "pt", **(metadata or {})}
+    text = json.dumps({"__metadata__": about, **header}).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)

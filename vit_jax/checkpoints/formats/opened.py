@@ -11,7 +11,15 @@ import jax
 import numpy as np
 
 from vit_jax import models
-from vit_jax.checkpoints.formats import huggingface, processors, published, timm
+from vit_jax.checkpoints.formats import (
+    families,
+    huggingface,
+    metadata,
+    processors,
+    published,
+    timm,
+    timm_config,
+)
 from vit_jax.checkpoints.formats.containers import (
     MAX_HEADER,
     Tensors,
@@ -49,6 +57,7 @@ class Opened:
       missing: our parameters that the file does not have.
       left_over: names of the file that no parameter of ours takes.
       ignored: those of them that every model of the kind has and does not need.
+      said: what was chosen of the file, left out or assumed; for the user.
     """
 
     path: Path
@@ -66,6 +75,7 @@ class Opened:
     missing: tuple[str, ...]
     left_over: tuple[str, ...]
     ignored: tuple[str, ...]
+    said: tuple[str, ...]
 
     def check_complete(self, allow: Collection[str] = ()) -> None:
         """Refuses what is missing or left over.
@@ -200,6 +210,7 @@ def open_checkpoint(
     image_size: tuple[int, int] | None = None,
     resolution: tuple[int, int] | None = None,
     model: Mapping[str, Any] | None = None,
+    as_others: bool = False,
 ) -> Opened:
     """Reads the index of other people's checkpoint and finds out what model it is.
 
@@ -211,21 +222,25 @@ def open_checkpoint(
         is taken for `image_size` too where the format does not say it and it is no
         square.
       model: fields of the model that win over what is inferred, such as `num_heads`.
+      as_others: reads it as another program does, without what vit_jax wrote of it.
 
     Raises:
       UserError: if it is none of the formats, broken, or of an unknown model.
     """
     if path.is_dir():
-        return _open_directory(path, (image_size, resolution), model or {})
-    sizes = image_size, resolution
-    return _open(path, open_tensors(path), {}, sizes, model or {})
+        return _open_directory(path, (image_size, resolution), model or {}, as_others)
+    tensors = open_tensors(path)
+    about = None if as_others else metadata.find(path)
+    return _open(path, tensors, {}, (image_size, resolution), model or {}, about)
 
 
 # The size of a checkpoint's images, and the one to use it at, where they are given.
 _GivenSizes = tuple[tuple[int, int] | None, tuple[int, int] | None]
 
 
-def _open_directory(path: Path, sizes: _GivenSizes, model: Mapping[str, Any]) -> Opened:
+def _open_directory(
+    path: Path, sizes: _GivenSizes, model: Mapping[str, Any], as_others: bool
+) -> Opened:
     """A directory as `save_pretrained` or timm's hub writes it."""
     if not (path / "config.json").exists():
         raise UserError(
@@ -239,7 +254,8 @@ def _open_directory(path: Path, sizes: _GivenSizes, model: Mapping[str, Any]) ->
             if name in tensors:
                 raise broken(file, f"{name} is in two files")
             tensors[name] = tensor
-    return _open(path, tensors, config, sizes, model)
+    about = None if as_others else metadata.find(path)
+    return _open(path, tensors, config, sizes, model, about)
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -279,18 +295,25 @@ def _open(
     config: Mapping[str, Any],
     sizes: _GivenSizes,
     given: Mapping[str, Any],
+    about: metadata.About | None,
 ) -> Opened:
+    known = dict(given)
+    if about is not None:  # a head may have been cut off or put on since
+        of_ours = {k: v for k, v in about.model.items() if k != "num_classes"}
+        known = {**of_ours, **given}
     theirs = {name: tensor.shape for name, tensor in tensors.items()}
     try:
-        format_, inferred, entries_of, ignored = _recognize(path, theirs, config)
+        format_, inferred, entries_of, ignored = _recognize(path, theirs, config, known)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
-            f"{path}: cannot tell which model it is; {type(error).__name__}: {error}"
+            f"{path}: cannot tell which model it is: {what}. It may be incomplete, or "
+            "of a family that is not known here"
         ) from error
-    fields = {**inferred.fields, **given}
-    size, resolution, preprocessing = _sizes(path, inferred, config, sizes)
+    fields = {**inferred.fields, **known}
+    size, resolution, preprocessing = _sizes(path, inferred, config, sizes, about)
     shapes = shapes_of(fields, size)
     entries, covered = {}, set()
     for entry in entries_of(fields, shapes):
@@ -299,6 +322,9 @@ def _open(
             covered |= set(entry.ours)
     rest = [name for name in theirs if name not in entries]
     beside = [n for n in rest if any(re.fullmatch(p, n) for p in ignored)]
+    labels, loss = _labels(config), _loss(config)
+    if about is not None:
+        labels, loss = about.label_names or labels, about.loss
     return Opened(
         path=path,
         format=format_,
@@ -307,14 +333,15 @@ def _open(
         resolution=resolution,
         posemb=_posemb_of(format_, config),
         preprocessing=preprocessing,
-        label_names=_labels(config),
-        loss=_loss(config),
+        label_names=labels,
+        loss=loss,
         tensors=tensors,
         entries=entries,
         shapes=shapes,
         missing=tuple(p for p in shapes if p not in covered),
         left_over=tuple(n for n in rest if n not in beside),
         ignored=tuple(beside),
+        said=inferred.guesses,
     )
 
 
@@ -322,7 +349,10 @@ EntriesOf = Callable[[Fields, Mapping[str, Shape]], Sequence[Entry]]
 
 
 def _recognize(
-    path: Path, theirs: Mapping[str, Shape], config: Mapping[str, Any]
+    path: Path,
+    theirs: Mapping[str, Shape],
+    config: Mapping[str, Any],
+    known: Mapping[str, Any],
 ) -> tuple[str, Inferred, EntriesOf, Sequence[str]]:
     """The format, the model, what maps to what, and what may be left over."""
     if "model_type" in config:
@@ -335,24 +365,24 @@ def _recognize(
             lambda fields, _: huggingface.entries(fields, kind, prefix),
             huggingface.ignored(theirs),
         )
+    names = published.find_names(theirs)
+    if names is None:
+        families.refuse(theirs)
     if timm.recognizes(theirs):
         return (
             "timm",
-            timm.infer(theirs),
+            timm_config.complete(theirs, config, known),
             lambda fields, _: timm.entries(fields, theirs),
             _TIMM_IGNORED,
         )
-    names = published.find_names(theirs)
     if names is None:
         first = ", ".join(list(theirs)[:4]) or "nothing"
-        raise UserError(
-            f"{path} is of no model that is known here: it holds {first}, ..."
-        )
+        raise UserError(f"it is of no model that is known here: it holds {first}, ...")
     ours = published.ours_shapes(names, theirs)
     style = "big_vision" if names.style == "big_vision" else "npz"
     return (
         style,
-        published.infer(ours),
+        published.infer(ours, known),
         lambda _, shapes: published.entries(names, shapes, theirs),
         (r"(?!.*img/).*(txt/.*|/t|/b)", r"opt/.*", r"extra/.*") if names.prefix else (),
     )
@@ -369,6 +399,8 @@ def shapes_of(
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """What the classes are called."""
+    if timm_config.is_timm(config):
+        return timm_config.label_names(config)
     names = config.get("id2label")
     if not isinstance(names, dict):
         return None
@@ -398,23 +430,28 @@ def _posemb_of(
 
 
 def _sizes(
-    path: Path, inferred: Inferred, config: Mapping[str, Any], given: _GivenSizes
+    path: Path,
+    inferred: Inferred,
+    config: Mapping[str, Any],
+    given: _GivenSizes,
+    of_ours: metadata.About | None,
 ) -> tuple[tuple[int, int], tuple[int, int], Preprocessing | None]:
     """The size that the parameters are for, the one to use, and the preprocessing."""
     image_size, resolution = given
-    if "model_type" not in config:
-        about = None
-        if "pretrained_cfg" in config or "architecture" in config:
-            about = processors.of_timm(config, str(path / "config.json"))
-        if image_size is None:
-            image_size = _size_said(inferred, about, resolution)
+    if image_size is None and of_ours is not None:
+        image_size = inferred.if_fits(of_ours.image_size)
+    about = None if of_ours is None else of_ours.preprocessing
+    if "model_type" in config:
         size = inferred.image_size(image_size)
+        about = _of_transformers(path, str(config["model_type"]), size) or about
+        resolution = resolution or (None if about is None else about.size)
         return size, resolution or size, about
+    if timm_config.is_timm(config):
+        about = processors.of_timm(config, str(path / "config.json"))
+    if image_size is None:
+        image_size = _size_said(inferred, about, resolution)
     size = inferred.image_size(image_size)
-    about = _of_transformers(path, str(config["model_type"]), size)
-    if about is None or about.size is None:
-        return size, resolution or size, about
-    return size, resolution or about.size, about
+    return size, resolution or size, about
 
 
 def _size_said(
@@ -426,10 +463,12 @@ def _size_said(
     said = None if about is None else about.size
     if inferred.patches is None:
         return resolution or said
-    if said is not None and inferred.count(said) == inferred.patches:
+    if inferred.grid is not None:
+        return None
+    if said is not None and inferred.if_fits(said) is not None:
         return said
     square = round(inferred.patches**0.5) ** 2 == inferred.patches
-    return None if square or inferred.grid is not None else resolution
+    return None if square else resolution
 
 
 def _of_transformers(

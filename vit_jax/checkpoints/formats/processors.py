@@ -231,6 +231,51 @@ def _is_number(value: Any) -> bool:
     )
 
 
+# Where images shrink ours averages over areas. Pillow's box filter is nearest to that,
+# but PyTorch has none for tensors, as transformers resizes them, and it makes blocks of
+# what grows; bilinear is what ours does there, and 1 to 3 of 255 from it elsewhere.
+_INSTEAD_OF_AREA = (
+    "images are resized with Pillow's bilinear filter there, and by averaging over "
+    "areas here"
+)
+
+
+def to_timm(about: Preprocessing, image_size: Size) -> tuple[dict[str, Any], list[str]]:
+    """Keys of `pretrained_cfg`, and what timm does differently, as sentences.
+
+    Args:
+      about: of a model's images.
+      image_size: (height, width) of the model.
+    """
+    unlike = [_INSTEAD_OF_AREA] if about.interpolation == "area" else []
+    crop = about.size or image_size
+    share = about.crop_pct
+    if share is None:
+        # So that timm finds the size again, which it cuts off to whole pixels.
+        exact = min(a / b for a, b in zip(crop, about.resize, strict=True))
+        found = math.floor(crop[0] / exact) == about.resize[0]
+        share = exact if found else crop[0] / (about.resize[0] + 0.5)
+    if about.fit == "none":
+        unlike.append("timm resizes all images, and here they stay as they are")
+        share = 1.0
+    if about.library != "timm" and about.crop is not None:
+        unlike.append(_margins("further down or right in timm"))
+    modes = {"cover": "center", "squash": "squash", "inside": "border"}
+    area = about.interpolation == "area"
+    return {
+        "input_size": [3, *crop],
+        "interpolation": "bilinear" if area else about.interpolation,
+        "crop_pct": share,
+        "crop_mode": modes[about.fit] if about.fit in modes else "center",
+        "mean": list(about.mean),
+        "std": list(about.std),
+    }, unlike
+
+
+def _margins(where: str) -> str:
+    return f"where the margins of a crop cannot be equal, it may be a pixel {where}"
+
+
 def to_transformers(about: Preprocessing) -> tuple[dict[str, Any], list[str]]:
     """preprocessor_config.json, and what transformers does differently, as sentences.
 
@@ -239,7 +284,10 @@ def to_transformers(about: Preprocessing) -> tuple[dict[str, Any], list[str]]:
     Args:
       about: of a model's images.
     """
-    kind, size, unlike = "ViT", _by_side(about.resize), []
+    kind, size, unlike = "ViT", _by_side(about.resize), list[str]()
+    names = {name: i for i, name in _RESAMPLE.items()} | {"area": 2}
+    if about.interpolation == "area":
+        unlike.append(_INSTEAD_OF_AREA)
     whole = about.fit in ("squash", "inside") and about.crop == about.resize
     crop = None if whole else about.crop
     if about.fit == "cover" and about.resize[0] == about.resize[1]:
@@ -253,15 +301,12 @@ def to_transformers(about: Preprocessing) -> tuple[dict[str, Any], list[str]]:
     elif crop is not None:
         kind = "DeiT"
     if crop is not None and about.library == "timm":
-        unlike.append(
-            "where the margins of the crop cannot be equal, it begins a pixel further "
-            "up or left in transformers than in timm"
-        )
+        unlike.append(_margins("further up or left in transformers"))
     found: dict[str, Any] = {
         "image_processor_type": f"{kind}ImageProcessor",
         "do_resize": about.fit != "none",
         "size": size,
-        "resample": {name: i for i, name in _RESAMPLE.items()}[about.interpolation],
+        "resample": names[about.interpolation],
         "do_center_crop": crop is not None,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -272,6 +317,34 @@ def to_transformers(about: Preprocessing) -> tuple[dict[str, Any], list[str]]:
     if crop is not None:
         found["crop_size"] = _by_side(crop)
     return found, unlike
+
+
+def of_json(values: Json) -> Preprocessing:
+    """From what `dataclasses.asdict` made, and JSON kept.
+
+    Raises:
+      KeyError, TypeError, ValueError: if it was something else.
+    """
+    read = _Reader(values, "preprocessing")
+    fill = read.numbers("fill", (0, 0, 0), 3)
+    share = values["crop_pct"]
+    resize = read.size("resize", 224)
+    assert resize is not None
+    fits = ("cover", "squash", "inside", "none")
+    found: Any = {
+        "fit": read.word("fit", "squash", fits),
+        "library": read.word("library", "timm", ("timm", "transformers", "vit_jax")),
+    }
+    return Preprocessing(
+        mean=read.numbers("mean", _HALF[0], 3),
+        std=read.std("std", _HALF[1]),
+        resize=resize,
+        crop=read.size("crop", None),
+        interpolation=read.word("interpolation", "area", (*INTERPOLATIONS, "area")),
+        fill=(int(fill[0]), int(fill[1]), int(fill[2])),
+        crop_pct=None if share is None else read.number("crop_pct", 1.0),
+        **found,
+    )
 
 
 def _by_side(size: Size) -> dict[str, int]:
