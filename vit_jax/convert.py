@@ -43,7 +43,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("target", nargs="?", type=Path)
     parser.add_argument("--to")
     parser.add_argument("--step", type=int)
-    parser.add_argument("--image_size", type=size)
+    parser.add_argument("--image_size", type=flags.image_size)
     parser.add_argument("--verify", type=Path)
     parser.add_argument("--timm")
     parser.add_argument("--allow", action="append", default=[])
@@ -56,17 +56,6 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
         raise errors.UserError(f"--to={args.to} is no format; {hint}")
     pairs = [a.removeprefix("--model.").partition("=") for a in fields]
     return args, {key: value(text) for key, _, text in pairs}
-
-
-def size(text: str) -> tuple[int, int]:
-    """An image size, of squares or not.
-
-    >>> size("224"), size("224,448")
-    ((224, 224), (224, 448))
-    """
-    numbers = tuple(int(number) for number in text.split(","))
-    height, width = numbers if len(numbers) == 2 else numbers * 2
-    return height, width
 
 
 def value(text: str) -> Any:
@@ -97,12 +86,15 @@ def main(argv: Sequence[str]) -> int:
 
 def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     """Prints the table; writes, if there is a target."""
-    from vit_jax import checkpoints, export, loading, workdirs
+    from vit_jax import checkpoints, export, host_memory, loading, workdirs
     from vit_jax.checkpoints.formats import augreg, opened, writing
 
+    host_memory.leave_libtpu_alone()
     source, size = workdirs.absolute(args.source), args.image_size
     is_run = checkpoints.is_run(source)
     places = to_verify(args, Path(source), is_run) if args.verify is not None else []
+    if not source.exists():
+        raise errors.UserError(f"{args.source}: there is no such file or directory")
     if not is_run:
         found = opened.open_checkpoint(Path(source), resolution=size, model=model)
         # What is written has the positions of SRC unless another size is asked for.

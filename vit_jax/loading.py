@@ -7,6 +7,7 @@ logits = model(np.stack([model.preprocess(image)]))
 import dataclasses
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vit_jax import checkpoints, models, steps, workdirs
+from vit_jax import checkpoints, host_memory, models, steps, workdirs
 from vit_jax import progress as reading
 from vit_jax.checkpoints import adapt
 from vit_jax.checkpoints.formats.opened import Opened, flatten, nest, open_checkpoint
@@ -27,6 +28,10 @@ from vit_jax.preprocessing import Preprocessing
 from vit_jax.state import Params, abstract_params
 
 Transform = Callable[[np.ndarray], np.ndarray]
+
+
+# Fields of a model that its `repr` shows.
+_SHOWN = ("name", "variant", "patch_size", "width", "depth", "num_classes")
 
 
 class Model:
@@ -70,6 +75,17 @@ class Model:
         self.loss = loss
         self._transform = transform or preprocessing
         self._compiled: dict[tuple[str, ...] | None, Any] = {}
+
+    def __repr__(self) -> str:
+        """The model in one line."""
+        about = {k: self.config[k] for k in _SHOWN if self.config.get(k) is not None}
+        fields = ", ".join(f"{key}={value}" for key, value in about.items())
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        height, width = self.image_size
+        return (
+            f"<vit_jax.Model {fields}, image_size={height}x{width}, "
+            f"loss={self.loss}, {count:,} parameters>"
+        )
 
     def __call__(self, images: Any) -> jax.Array:
         """Images to logits [b, num_classes], float32.
@@ -129,18 +145,47 @@ class Model:
         return self._compiled[capture]
 
     def _check(self, images: Any) -> jax.Array:
-        images = jnp.asarray(images)
+        if isinstance(images, str | bytes | os.PathLike) or hasattr(images, "getbands"):
+            raise UserError(
+                f"expected an array of images [batch, height, width, 3], got "
+                f"{type(images).__name__}: model(model.preprocess(image)[None]) takes "
+                "one image, such as PIL.Image.open(path)"
+            )
+        if not isinstance(images, jax.Array):
+            images = _as_array(images)
+        height, width = self.image_size
         if images.ndim != 4 or images.shape[-1] != 3:
             raise UserError(
-                f"expected images [batch, height, width, 3], got {list(images.shape)}: "
-                "for one image, add an axis in front"
+                f"expected images [batch, {height}, {width}, 3], got "
+                f"{images.dtype} {list(images.shape)}: for one image, add an axis in "
+                "front"
             )
         if images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
             raise UserError(
                 "expected uint8 or normalised floating-point images, got "
                 f"{images.dtype}"
             )
-        return images
+        if images.shape[1:3] != self.image_size:
+            raise UserError(
+                f"expected images of {height} x {width}, got {images.shape[1]} x "
+                f"{images.shape[2]}: `preprocess` makes them, and "
+                f"load(path, image_size={images.shape[1:3]}) a model for that size"
+            )
+        if images.dtype != jnp.uint8 and isinstance(images, np.ndarray):
+            self._check_range(images)
+        return jnp.asarray(images)
+
+    def _check_range(self, images: np.ndarray) -> None:
+        """Refuses pixels that nobody has normalised, with a wide margin."""
+        pairs = list(zip(self.mean, self.std, strict=True))
+        ends = [abs((x - m) / s) for m, s in pairs for x in (0, 1)]
+        largest = np.abs(images).max(initial=0)
+        if not largest <= 10 * max(ends):
+            raise UserError(
+                "expected normalised floating-point images, (pixel / 255 - mean) / std,"
+                f" of at most {max(ends):.3g} for this model, got {largest:.3g}: give "
+                "uint8 pixels, which are normalised here"
+            )
 
 
 def load(
@@ -172,7 +217,10 @@ def load(
     Raises:
       UserError: if there is no checkpoint, it is broken, or of an unknown model.
     """
+    host_memory.leave_libtpu_alone()
     place = workdirs.absolute(path)
+    if not place.exists():
+        raise UserError(f"{path}: there is no such file or directory")
     size = None if image_size is None else _pair(image_size)
     if checkpoints.is_run(place):
         return _load_run(place, step, size, model)
@@ -265,6 +313,15 @@ def as_preprocessing(
     scale = (transform.resize or min(size)) / min(size)
     resize = round(size[0] * scale), round(size[1] * scale)
     return dataclasses.replace(about, fit="cover", resize=resize, crop=size)
+
+
+def _as_array(images: Any) -> np.ndarray:
+    try:
+        return np.asarray(images)
+    except ValueError as error:  # images of several sizes
+        raise UserError(
+            f"expected one array of images of the same size: {error}"
+        ) from error
 
 
 def _pair(size: Any) -> tuple[int, int]:

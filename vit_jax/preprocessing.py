@@ -98,6 +98,27 @@ class Preprocessing:
             image = resample(image, new, self.interpolation, rows_first=rows_first)
         return image if self.crop is None else self._cropped(image, self.crop)
 
+    def region(self, old: Size) -> tuple[float, float, float, float]:
+        """Which part of an image of a size is seen: top, left, bottom, right.
+
+        In its own pixels; it may reach beyond the image, where that is padded.
+
+        >>> Preprocessing(fit="cover", resize=(8, 8), crop=(8, 8)).region((16, 20))
+        (0.0, 2.0, 16.0, 18.0)
+        """
+        new = self._resized(old)
+        size = new if self.crop is None else self.crop
+        places = [self._margin(new[i] - size[i]) * old[i] / new[i] for i in range(2)]
+        top, left = places
+        height, width = (size[i] * old[i] / new[i] for i in range(2))
+        return top, left, top + height, left + width
+
+    def _margin(self, both: int) -> int:
+        """Pixels that are cut off above or on the left, of those on both sides."""
+        if both < 0:
+            return -(-both // 2)
+        return round(both / 2) if self.library == "timm" else both // 2
+
     def _resized(self, old: Size) -> Size:
         if self.fit == "squash":
             return self.resize
@@ -113,20 +134,15 @@ class Preprocessing:
 
     def _cropped(self, image: np.ndarray, size: Size) -> np.ndarray:
         """The central part; where the image is smaller it is put into the middle."""
-        short = [max(new - old, 0) for old, new in zip(image.shape, size, strict=False)]
-        if any(short):
-            (top, bottom), (left, right) = ((n // 2, n - n // 2) for n in short)
-            padded = np.empty(
-                (image.shape[0] + short[0], image.shape[1] + short[1], 3), np.uint8
-            )
-            padded[:] = self.fill
-            height, width = padded.shape[:2]
-            padded[top : height - bottom, left : width - right] = image
-            image = padded
-        margins = [old - new for old, new in zip(image.shape, size, strict=False)]
-        round_ = round if self.library == "timm" else math.floor
-        top, left = (round_(margin / 2) for margin in margins)
-        return image[top : top + size[0], left : left + size[1]]
+        found = np.empty((*size, 3), np.uint8)
+        found[:] = self.fill
+        theirs, ours = [], []
+        for old, new in zip(image.shape, size, strict=False):
+            start = self._margin(old - new)
+            theirs.append(slice(max(start, 0), max(start, 0) + min(old, new)))
+            ours.append(slice(max(-start, 0), max(-start, 0) + min(old, new)))
+        found[tuple(ours)] = image[tuple(theirs)]
+        return found
 
 
 def _cover(old: Size, size: Size) -> Size:

@@ -32,6 +32,7 @@ from vit_jax.checkpoints.reading import (
     refuse_differences,
 )
 from vit_jax.errors import UserError
+from vit_jax.models.inputs import check_divides
 from vit_jax.state import Params
 
 Head = Literal["auto", "keep", "new"]
@@ -351,18 +352,16 @@ def at_size(
     """
     before, after = models.patch_grid(model, old), models.patch_grid(model, new)
     flat = flatten(params)
-    if before == after or isinstance(model, models.MODELS["resnet"]):
+    if isinstance(model, models.MODELS["resnet"]):
+        return params
+    check_divides(new, (old[0] // before[0], old[1] // before[1]))
+    if before == after:
         return params
     if isinstance(model, models.MODELS["mixer"]):
         raise UserError(
             f"a Mixer's layers are of {before[0]} x {before[1]} patches: it takes "
             f"images of {old[0]} x {old[1]} alone, and image_size is {new}"
         )
-    for side, length, patches in zip(new, old, before, strict=True):
-        if side % (length // patches) or not side:
-            raise UserError(
-                f"image_size={new}: this model takes multiples of {length // patches}"
-            )
     if _POSEMB not in flat:
         return params
     table = jnp.asarray(flat[_POSEMB])[0]

@@ -10,9 +10,25 @@ from vit_jax.data import jpeg
 from vit_jax.data.crop import Crop, cut
 from vit_jax.errors import BadExample, UserError
 
+# Names of the files that `decode` reads, in lower case.
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif"),
+    *(".tiff", ".jp2", ".avif", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _EXIF_ORIENTATION = 0x0112
+
+
+def is_image(name: str) -> bool:
+    """Whether a path looks like an image that is not hidden.
+
+    >>> is_image("a/1.JPEG"), is_image("a/._1.jpg"), is_image("a/notes.txt")
+    (True, False, False)
+    """
+    base = name.rpartition("/")[2]
+    return base[:1] != "." and base.lower().endswith(EXTENSIONS)
 
 
 def decode(
