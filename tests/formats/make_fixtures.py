@@ -166,10 +166,20 @@ def make_transformers() -> None:
             save_file(tensors, file, metadata={"format": "pt"})
             read = type(model).from_pretrained(folder).eval().double()
             config = json.loads(Path(folder, "config.json").read_text())
-        found = read(torch_images((28, 28)))
-        outputs = found.logits if hasattr(found, "logits") else found.pooler_output
         record = {"shapes": shapes, "image_size": [28, 28], "config": config}
-        save(name, record, outputs)
+        for side in (21, 35) if name in RESAMPLED else ():
+            keys = {} if "dino" in name else {"interpolate_pos_encoding": True}
+            outputs = outputs_of(read(torch_images((side, side)), **keys))
+            record[f"outputs_at_{side}"] = outputs.numpy().tolist()
+        save(name, record, outputs_of(read(torch_images((28, 28)))))
+
+
+# Those that are computed at other image sizes too.
+RESAMPLED = ("hf-dinov2", "hf-dinov2_with_registers", "hf-vit")
+
+
+def outputs_of(found: Any) -> torch.Tensor:
+    return found.logits if hasattr(found, "logits") else found.pooler_output
 
 
 def layer_norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
