@@ -264,12 +264,14 @@ class Run:
                 results[evaluator.name] = result
         return results
 
-    def timer(self, start_step: int) -> StepTimer:
+    def timer(self, start_step: int, elapsed_s: float) -> StepTimer:
+        """See `StepTimer`."""
         return StepTimer(
             batch_size=self.batch_size,
             total_steps=self.total_steps,
             start_step=start_step,
             num_devices=self.mesh.size,
+            elapsed_s=elapsed_s,
         )
 
 

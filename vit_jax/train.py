@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-import time
+import shlex
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from vit_jax.evaluators import Result, records
 from vit_jax.observer import Observer, Scalars, Tracer
 from vit_jax.run import Run
 from vit_jax.state import TrainState, init_state
+from vit_jax.timing import RunClock
 
 
 def train_and_evaluate(workdir: epath.Path, config: dict[str, Any]) -> None:
@@ -38,7 +39,7 @@ def train_and_evaluate(workdir: epath.Path, config: dict[str, Any]) -> None:
       NonFiniteLossError: when the loss or an update is not finite.
       Preempted: after a signal, once the state is saved.
     """
-    started = time.monotonic()
+    clock = RunClock(workdir)
     with distributed.agreed():
         lock = workdirs.lock(workdir) if distributed.is_first() else None
     with distributed.agreed():
@@ -51,7 +52,7 @@ def train_and_evaluate(workdir: epath.Path, config: dict[str, Any]) -> None:
         saved.check_best(run.result_names())
         try:
             state = preemption.wait(first_state, run, saved)
-            train_from(state, workdir, config, run, saved)
+            train_from(state, workdir, config, run, saved, clock)
         except Preempted:
             saved.wait()
             where = where_it_stands(saved, workdir)
@@ -64,7 +65,7 @@ def train_and_evaluate(workdir: epath.Path, config: dict[str, Any]) -> None:
                 "warmup_steps, or set clip_norm"
             ) from None
     if distributed.is_first():
-        summarize(workdir, run, time.monotonic() - started)
+        summarize(workdir, run, clock.seconds())
     if lock is not None:
         lock.close()
 
@@ -75,6 +76,7 @@ def train_from(
     config: dict[str, Any],
     run: Run,
     saved: Checkpoints,
+    clock: RunClock,
 ) -> None:
     """Compiles, opens the logs and trains."""
     with distributed.agreed():
@@ -86,12 +88,14 @@ def train_from(
                 workdirs.write_atomically(workdir / workdirs.LABEL_NAMES, text)
             overview = metrics.parameter_overview(run.abstract_state.params)
             workdirs.write_atomically(workdir / "parameters.txt", overview + "\n")
-            announce(workdir, run, saved.position.step, overview)
+            announce(workdir, run, saved, overview)
     # Ahead of time, in a thread: a signal need not wait for the compiler.
     train_step = preemption.wait(run.compile_train_step)
     preemption.wait(run.compile_evaluators)
     bad_examples = int(jax.device_get(state.bad_examples))
-    with contextlib.closing(observe(workdir, run, saved, bad_examples)) as observer:
+    observed = observe(workdir, run, saved, clock.seconds(), bad_examples)
+    with contextlib.closing(observed) as observer:
+        observer.logger.write_config(saved.position.step, config)
         distributed.gather("")  # from here on a signal stops all after the same step
         train(run, train_step, state, saved, observer, workdir)
 
@@ -167,10 +171,12 @@ def finish_step(
         results: Scalars = {}
         for name, result in evaluated.items():
             results |= result.scalars
+            pictures = {f"{name}/{what}": x for what, x in result.pictures.items()}
+            observer.logger.write_images(step, pictures)
             if distributed.is_first():
                 records.write(workdir, name, str(step), result, {"step": step})
         if line or results:
-            observer.logger.write(step, line | results)
+            observer.write(step, line | results)
         stop = (stop or run.votes.stop()) and step < run.total_steps
         best = saved.improves(results)
         if saved.due(step) or best or stop or owed or step == run.total_steps:
@@ -245,11 +251,20 @@ def pretrained(run: Run, initial: Any) -> Any:
 
 
 def observe(
-    workdir: epath.Path, run: Run, saved: Checkpoints, bad_examples: int = 0
+    workdir: epath.Path,
+    run: Run,
+    saved: Checkpoints,
+    elapsed_s: float = 0.0,
+    bad_examples: int = 0,
 ) -> Observer:
     """Opens the logs; lines of steps that will be done again are dropped.
 
-    `bad_examples` are those that the state counts so far.
+    Args:
+      workdir: of the run.
+      run: see `Run`.
+      saved: says where the run stands.
+      elapsed_s: what the run has taken so far.
+      bad_examples: those that the state counts so far.
     """
     position = saved.position
     kept = position.step if position.pending is None else position.step - 1
@@ -258,7 +273,7 @@ def observe(
     )
     return Observer(
         logger,
-        run.timer(position.step),
+        run.timer(position.step, elapsed_s),
         BadExamples(
             workdir,
             run.dataset,
@@ -323,16 +338,18 @@ def tell_result(
     print(f"written to {path}", flush=True)
 
 
-def announce(workdir: epath.Path, run: Run, step: int, overview: str) -> None:
+def announce(workdir: epath.Path, run: Run, saved: Checkpoints, overview: str) -> None:
     """Says what is about to run, before the first compilation makes it silent."""
     device = run.mesh.devices.flat[0].device_kind
     axes = " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+    step = saved.position.step
     print(
         f"{overview.splitlines()[-1].removeprefix('Total: ')} of parameters; "
         f"{run.dataset.num_examples:,} training images, {run.num_classes} classes; "
         f"{run.total_steps:,} steps of {run.batch_size} on {run.mesh.size} x {device} "
         f"({axes}).\n"
         + (f"Goes on from step {step}. " if step else "")
+        + "".join(f"Note: {note}.\n" for note in saved.notes)
         + f"Compiling; logs go to {workdir}.",
         flush=True,
     )
@@ -368,5 +385,6 @@ def summarize(workdir: epath.Path, run: Run, seconds: float) -> None:
             "checkpoints": str(workdir / "checkpoints"),
             "metrics": str(path),
         },
-        next_command=f"tensorboard --logdir={workdir / 'tensorboard'}",
+        # Of the parent: runs then have their names, and stand beside their neighbours.
+        next_command=f"tensorboard --logdir={shlex.quote(str(workdir.parent))}",
     )

@@ -36,7 +36,12 @@ from vit_jax.state import TrainState
 
 
 class Checkpoints:
-    """Saves and restores train states in one directory."""
+    """Saves and restores train states in one directory.
+
+    Attributes:
+      position: where the loop stands.
+      notes: what the restored state lacked or had besides, as sentences for the user.
+    """
 
     def __init__(
         self,
@@ -70,6 +75,7 @@ class Checkpoints:
         logging.get_absl_handler().addFilter(ToldOnce())
         self.every, self.best, self.directory = every, best, directory
         self.position = Position(stream=stream)
+        self.notes: list[str] = []
         self._config = config
         falls = (best or "").endswith(("loss", "error"))
         self._better = operator.lt if falls else operator.gt
@@ -187,8 +193,8 @@ class Checkpoints:
           None if there is no checkpoint.
 
         Raises:
-          UserError: if the newest checkpoint is of another model or optimiser, with
-            the differences; or if there are checkpoints but all are broken.
+          UserError: if the newest checkpoint is of another model, or lacks part of
+            the optimiser's state, with the differences; or if all are broken.
         """
         broken: list[str] = []
         own, directory = directory is None, directory or self.directory
@@ -218,7 +224,7 @@ class Checkpoints:
             raise UserError(
                 f"no checkpoint in {directory} can be read:\n  "
                 + "\n  ".join(broken)
-                + "\nmove the directory away to start from scratch"
+                + "\nuse another --workdir to start from scratch"
             )
         return None
 
@@ -232,7 +238,7 @@ class Checkpoints:
         """
         with distributed.agreed():
             try:
-                state, position = read_state(directory, abstract)
+                state, position, self.notes = read_state(directory, abstract)
                 self._refuse_other_stream(directory, position)
                 return (state, position), ""
             except UserError:

@@ -6,7 +6,8 @@ Writes DIR/NAME/1.0.0, a dataset that TFDS and vit_jax read. A SOURCE is
   SPLIT=FOLDER     CLASS/IMAGE; or CLASS.tar, as ImageNet-21k's release
   SPLIT=FILE.tar   (or .tar.gz, .tar.bz2, .tar.xz) CLASS/IMAGE; or a tar of CLASS.tar,
                    as ILSVRC2012_img_train.tar; or images alone, with --labels
-  [SPLIT=]FILE.csv     paths and labels
+  [SPLIT=]FILE.csv     paths and labels, separated by commas, semicolons or tabs; .tsv
+                       and .csv.gz too
   [SPLIT=]FILE.parquet, or a folder of them, as Hugging Face writes: images in the file
 
   --labels=FILE          of images in no class folder: a class on each line, in the
