@@ -379,7 +379,8 @@ def test_a_workdir_at_another_size(trained: Path, tmp_path: Path) -> None:
         for p in (small, model.params)
     )
     own = len(table) - 16
-    grid = ndimage.zoom(table[own:].reshape(4, 4, -1), (6 / 4, 6 / 4, 1), order=1)
+    old = table[own:].reshape(4, 4, -1)
+    grid: Any = ndimage.zoom(old, (6 / 4, 6 / 4, 1), order=1)
     np.testing.assert_allclose(
         resized[own:], grid.reshape(36, -1), rtol=1e-4, atol=1e-5
     )

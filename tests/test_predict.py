@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import vit_jax
-from tests.formats import files, prepared
+from tests.formats import drawn, files, prepared
 from vit_jax import convert, host_memory, predict, visualize
 
 NAMES = ["red tomato", "blue car", "c", "d", "e"]
@@ -156,6 +156,19 @@ def test_another_image_size(
     ):
         assert run(model, tmp_path, f"--image_size={bad}") == 2
         assert expected in capsys.readouterr().err
+
+
+def test_a_head_of_zeros_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in the files of the paper that were pre-trained on ImageNet-21k."""
+    record = drawn.fixture("npz-vit")
+    arrays = drawn.draw_all(record["shapes"])
+    arrays["head/kernel"] *= 0
+    np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
+    cv2.imwrite(str(tmp_path / "a.png"), prepared.images()["tall"])
+    assert run(tmp_path / "a.npz", tmp_path / "a.png") == 0
+    assert "is all zeros" in capsys.readouterr().err
 
 
 LIBTPU = """

@@ -95,6 +95,7 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     places = to_verify(args, Path(source), is_run) if args.verify is not None else []
     if not source.exists():
         raise errors.UserError(f"{args.source}: there is no such file or directory")
+    found = None
     if not is_run:
         found = opened.open_checkpoint(Path(source), resolution=size, model=model)
         # What is written has the positions of SRC unless another size is asked for.
@@ -113,6 +114,9 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
         allow=args.allow,
         **model,
     )
+    if found is not None and loaded.image_size != found.image_size:
+        # Other libraries would have to resample first; of DST they need not.
+        places = [place for place in places if place != Path(source)]
     if Path(source) in places:
         print_verified(loaded, Path(source), args)
     if args.target is None:
@@ -122,7 +126,7 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
         print(f"\n{args.target} was read back: it computes the same logits.")
         return
     preprocessing = loaded.preprocessing
-    if not is_run and args.image_size is None:
+    if found is not None and args.image_size is None:
         preprocessing = found.preprocessing or preprocessing
     written = writing.write_checkpoint(
         args.target,

@@ -84,6 +84,12 @@ def run(args: argparse.Namespace) -> int:
         raise errors.UserError(
             f"{args.checkpoint} has no head, so that it knows no classes: fine-tune it"
         )
+    if not np.any(model.params["head"]["kernel"]):
+        print(
+            f"note: the head of {args.checkpoint} is all zeros, so that its classes say "
+            "nothing: fine-tune it",
+            file=sys.stderr,
+        )
     pictures = None
     if args.overlay is not None:
         check_attention(model)
@@ -228,7 +234,7 @@ def prediction(
         "predictions": [
             {
                 "class": i,
-                "name": names[i] if names is not None else str(i),
+                "name": str(i) if names is None or i >= len(names) else names[i],
                 "probability": float(chances[i]),
             }
             for i in order

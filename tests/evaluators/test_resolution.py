@@ -77,9 +77,10 @@ def test_positions_are_resampled(keys: dict[str, Any], tmp_path: Path) -> None:
 
     # The paper's code: scipy.ndimage.zoom of the grid, order 1.
     own = table.shape[1] - 16
-    grid = ndimage.zoom(table[0, own:].reshape(4, 4, 16), (6 / 4, 6 / 4, 1), order=1)
+    old = table[0, own:].reshape(4, 4, 16)
+    grid: Any = ndimage.zoom(old, (6 / 4, 6 / 4, 1), order=1)
     resized = np.concatenate([table[0, :own], grid.reshape(36, 16)])[None]
-    expected = jax.tree.map(np.asarray, params)
+    expected: Any = jax.tree.map(np.asarray, params)
     expected[POSEMB[0]][POSEMB[1]][POSEMB[2]] = resized
     module = models.create(num_classes=3, **VIT, **keys)
     logits = module.apply({"params": expected}, images / np.float32(127.5) - 1)

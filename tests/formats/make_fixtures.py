@@ -303,7 +303,7 @@ def make_preprocessing() -> None:
                 Path(folder, "config.json").write_text(text)
                 processor = transformers.AutoImageProcessor.from_pretrained(folder)
             pixels = processor(picture, return_tensors="np")["pixel_values"][0]
-            found[f"transformers/{name}/{shape}"] = np.float32(pixels)
+            found[f"transformers/{name}/{shape}"] = np.asarray(pixels, np.float32)
     arrays = {name: pixels.transpose(1, 2, 0) for name, pixels in found.items()}
     np.savez_compressed(prepared.FILE, **arrays)  # pyright: ignore[reportArgumentType]
     print(f"{prepared.FILE.name}: {prepared.FILE.stat().st_size:,} bytes")

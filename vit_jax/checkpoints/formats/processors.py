@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.preprocessing import Preprocessing, Size
+from vit_jax.preprocessing import Fit, Preprocessing, Size
 from vit_jax.resample import INTERPOLATIONS
 
 Json = Mapping[str, Any]
@@ -20,6 +20,9 @@ _CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711
 # Pillow's numbers.
 _RESAMPLE = dict(enumerate(("nearest", "lanczos", "bilinear", "bicubic")))
 _RESAMPLE |= {4: "box", 5: "hamming"}
+
+
+_FITS: dict[str, Fit] = {"center": "cover", "squash": "squash", "border": "inside"}
 
 
 def of_timm(config: Json, where: str) -> Preprocessing:
@@ -44,7 +47,7 @@ def of_timm(config: Json, where: str) -> Preprocessing:
     return Preprocessing(
         mean=mean,
         std=read.std("std", _IMAGENET[1]),
-        fit={"center": "cover", "squash": "squash", "border": "inside"}[mode],
+        fit=_FITS[mode],
         resize=(math.floor(height / share), math.floor(width / share)),
         crop=(height, width),
         interpolation=names[read.word("interpolation", "bicubic", tuple(names))],
@@ -260,7 +263,7 @@ def to_timm(about: Preprocessing, image_size: Size) -> tuple[dict[str, Any], lis
         share = 1.0
     if about.library != "timm" and about.crop is not None:
         unlike.append(_margins("further down or right in timm"))
-    modes = {"cover": "center", "squash": "squash", "inside": "border"}
+    modes = {fit: mode for mode, fit in _FITS.items()}
     area = about.interpolation == "area"
     return {
         "input_size": [3, *crop],
