@@ -86,8 +86,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if not np.any(model.params["head"]["kernel"]):
         print(
-            f"note: the head of {args.checkpoint} is all zeros, so that its classes say "
-            "nothing: fine-tune it",
+            f"note: the head of {args.checkpoint} is all zeros, so that its classes "
+            "say nothing: fine-tune it",
             file=sys.stderr,
         )
     pictures = None
