@@ -1,12 +1,18 @@
 """python -m vit_jax.convert SRC [DST --to=FORMAT]
 
   SRC              a workdir of ours, or a checkpoint of another library
-  DST              a new file or directory; without it the table alone is printed
+  DST              without it the table alone is printed. For npz and big_vision a new
+                   file that ends in .npz; for timm a directory that
+                   timm.create_model("local-dir:DST", pretrained=True) loads, or, if it
+                   ends in .safetensors, the weights alone; else a new directory
   --to=FORMAT      npz (as the paper's authors publish), big_vision, timm, huggingface,
                    or stablehlo: a program that needs jax alone, see vit_jax/export.py
   --step=N         of a workdir: another step than the best, or else newest
-  --allow=NAME     a parameter (or a pattern of them) that may be missing or left over
-                   in SRC, or a field, such as gelu, that FORMAT cannot say; repeatable
+  --weights=KEY    of a training checkpoint with several: which, such as state_dict;
+                   default: an average, such as state_dict_ema, else the weights
+  --allow=NAME     a tensor of SRC (or a pattern of them) that may be left over, a bias
+                   that may be missing, or a field, such as gelu, that FORMAT cannot
+                   say; repeatable
   --image_size=N   or HEIGHT,WIDTH: position embeddings are resampled for images of
                    another size; also, where they are of no square and SRC does not say
                    it, the size that they are of
@@ -43,6 +49,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("target", nargs="?", type=Path)
     parser.add_argument("--to")
     parser.add_argument("--step", type=int)
+    parser.add_argument("--weights")
     parser.add_argument("--image_size", type=flags.image_size)
     parser.add_argument("--verify", type=Path)
     parser.add_argument("--timm")
@@ -97,10 +104,14 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
         raise errors.UserError(f"{args.source}: there is no such file or directory")
     found = None
     if not is_run:
-        found = opened.open_checkpoint(Path(source), resolution=size, model=model)
+        found = opened.open_checkpoint(
+            Path(source), resolution=size, model=model, weights=args.weights
+        )
         # What is written has the positions of SRC unless another size is asked for.
         size = found.image_size if size is None else size
         print(f"{args.source} is of {found.format}.")
+        for line in found.said:
+            print(f"  {line}")
         if (said := augreg.describe(Path(source).name)) is not None:
             print(f"By its name: {said}.")
         print_table(found.table())
@@ -110,6 +121,7 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     loaded = loading.load(
         args.source,
         step=args.step,
+        weights=args.weights,
         image_size=size,
         allow=args.allow,
         **model,
@@ -144,6 +156,9 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     print(f"\n{args.target} was read back: all bits are the same.")
     for line in unlike(args.to, preprocessing, loaded.image_size):
         print(f"note: {line}")
+    if args.to == "timm" and args.target.is_dir():
+        name = f"local-dir:{args.target}"
+        print(f'It is loaded by: timm.create_model("{name}", pretrained=True)')
     if args.target in places:
         print_verified(loaded, args.target, args)
 
@@ -169,7 +184,10 @@ def to_verify(args: argparse.Namespace, source: Path, is_run: bool) -> list[Path
     places = []
     if not is_run and (source.is_dir() or named):
         places.append(source)
-    if args.to == "huggingface" or (named and args.to not in (None, "stablehlo")):
+    by_itself = args.to == "huggingface" or (
+        args.to == "timm" and not args.target.suffix
+    )
+    if by_itself or (named and args.to not in (None, "stablehlo")):
         places.append(args.target)
     if not places:
         raise errors.UserError(

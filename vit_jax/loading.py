@@ -151,40 +151,42 @@ class Model:
                 f"{type(images).__name__}: model(model.preprocess(image)[None]) takes "
                 "one image, such as PIL.Image.open(path)"
             )
-        if not isinstance(images, jax.Array):
-            images = _as_array(images)
-        height, width = self.image_size
+        plain = None if isinstance(images, jax.Array) else _as_array(images)
+        images = images if plain is None else plain
         if images.ndim != 4 or images.shape[-1] != 3:
             raise UserError(
-                f"expected images [batch, {height}, {width}, 3], got "
-                f"{images.dtype} {list(images.shape)}: for one image, add an axis in "
-                "front"
+                f"expected images [batch, height, width, 3], got {list(images.shape)}: "
+                "for one image, add an axis in front"
             )
         if images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
             raise UserError(
                 "expected uint8 or normalised floating-point images, got "
                 f"{images.dtype}"
             )
-        if images.shape[1:3] != self.image_size:
+        if self._has_one_size() and images.shape[1:3] != self.image_size:
+            size, (height, width) = images.shape[1:3], self.image_size
             raise UserError(
-                f"expected images of {height} x {width}, got {images.shape[1]} x "
-                f"{images.shape[2]}: `preprocess` makes them, and "
-                f"load(path, image_size={images.shape[1:3]}) a model for that size"
+                f"images of {size[0]} x {size[1]} pixels (height x width), and this "
+                f"model takes {height} x {width}: see `preprocess`, or load it with "
+                "image_size="
             )
-        if images.dtype != jnp.uint8 and isinstance(images, np.ndarray):
-            self._check_range(images)
+        if plain is not None and plain.dtype != np.uint8 and plain.size:
+            self._check_normalised(float(np.abs(plain).max()))
         return jnp.asarray(images)
 
-    def _check_range(self, images: np.ndarray) -> None:
-        """Refuses pixels that nobody has normalised, with a wide margin."""
-        pairs = list(zip(self.mean, self.std, strict=True))
-        ends = [abs((x - m) / s) for m, s in pairs for x in (0, 1)]
-        largest = np.abs(images).max(initial=0)
-        if not largest <= 10 * max(ends):
+    def _has_one_size(self) -> bool:
+        """Whether its parameters are for images of one size alone."""
+        if isinstance(self.module, models.ResNet):
+            return False
+        return getattr(self.module, "posemb", "learn") == "learn"
+
+    def _check_normalised(self, largest: float) -> None:
+        """Refuses numbers that no normalisation of [0, 1] gives."""
+        white = max((1 - m) / s for m, s in zip(self.mean, self.std, strict=True))
+        if not largest <= max(20.0, 5 * white):  # also where it is not a number
             raise UserError(
-                "expected normalised floating-point images, (pixel / 255 - mean) / std,"
-                f" of at most {max(ends):.3g} for this model, got {largest:.3g}: give "
-                "uint8 pixels, which are normalised here"
+                f"floating-point images with values of up to {largest:.4g}: give those "
+                "in 0..255 as uint8, or normalise them, (x / 255 - mean) / std"
             )
 
 
@@ -193,6 +195,7 @@ def load(
     *,
     step: int | None = None,
     image_size: int | tuple[int, int] | None = None,
+    weights: str | None = None,
     allow: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
     **model: Any,
@@ -201,14 +204,17 @@ def load(
 
     Args:
       path: a workdir or one of its checkpoints; a .npz of the paper, AugReg, Mixer, BiT
-        or big_vision; a timm state dict (.safetensors, .pth, .bin); a directory of
-        Hugging Face or timm, with config.json.
+        or big_vision; a timm state dict (.safetensors, or of `torch.save`: .pth, .pt,
+        .bin, .ckpt, .pth.tar); a directory of Hugging Face or timm, with config.json.
       step: of a workdir: another step than the best, or else newest.
       image_size: (height, width) of the images to use it with, or one number; default:
         as its images are prepared. Position embeddings are resampled for another one
         than they are for. It also says the size where they are of no square and the
         format does not.
-      allow: patterns of names that may be missing or left over.
+      weights: of a training checkpoint of `torch.save` with several: which, by the key
+        that it is saved under, such as "state_dict". Default: an average, such as
+        "state_dict_ema", else a "teacher", else the weights; what is taken is printed.
+      allow: patterns of names that may be left over, or of biases that may be missing.
       progress: called with the bytes read so far and in all; default: a bar for what
         is larger than 128 MiB.
       **model: fields of the model that win over what the checkpoint says, such as
@@ -223,16 +229,26 @@ def load(
         raise UserError(f"{path}: there is no such file or directory")
     size = None if image_size is None else _pair(image_size)
     if checkpoints.is_run(place):
+        if weights is not None:
+            raise UserError(
+                f"weights={weights}: {path} is a workdir, which has no more"
+            )
         return _load_run(place, step, size, model)
     if step is not None:
         raise UserError(f"step={step}: {path} is no workdir")
-    opened = open_checkpoint(Path(place), resolution=size, model=model)
+    opened = open_checkpoint(Path(place), resolution=size, model=model, weights=weights)
     opened.check_complete(allow)
     for line in opened.said:
         print(f"{path}: {line}", file=sys.stderr)
     if progress is None:
         progress = reading.of_reading(path)
     flat = opened.read(progress=progress, convert=lambda _, array: jnp.asarray(array))
+    if "head/kernel" in flat and not flat["head/kernel"].any():
+        print(
+            f"{path}: its head is all zeros, so that every class is as likely: "
+            "fine-tune it, or use `features`",
+            file=sys.stderr,
+        )
     return _of_opened(opened, flat)
 
 

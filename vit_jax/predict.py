@@ -2,6 +2,8 @@
 
   --checkpoint=PATH  a workdir of ours, or a checkpoint of another library
   --step=N           of a workdir: another step than the best, or else newest
+  --weights=KEY      of a training checkpoint with several: which, such as state_dict;
+                     default: an average, such as state_dict_ema, else the weights
   --top=N            so many classes of each image (5)
   --json             prints JSON
   --batch_size=N     images at a time (32)
@@ -38,6 +40,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = flags.Parser()
     parser.add_argument("--checkpoint")
     parser.add_argument("--step", type=int)
+    parser.add_argument("--weights")
     parser.add_argument("--top", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--batch_size", type=int, default=32)
@@ -79,16 +82,15 @@ def run(args: argparse.Namespace) -> int:
     # Slow to import: after the flags are good.
     from vit_jax import loading
 
-    model = loading.load(args.checkpoint, step=args.step, image_size=args.image_size)
+    model = loading.load(
+        args.checkpoint,
+        step=args.step,
+        weights=args.weights,
+        image_size=args.image_size,
+    )
     if not model.module.num_classes:
         raise errors.UserError(
             f"{args.checkpoint} has no head, so that it knows no classes: fine-tune it"
-        )
-    if not np.any(model.params["head"]["kernel"]):
-        print(
-            f"note: the head of {args.checkpoint} is all zeros, so that its classes "
-            "say nothing: fine-tune it",
-            file=sys.stderr,
         )
     pictures = None
     if args.overlay is not None:

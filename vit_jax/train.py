@@ -230,7 +230,9 @@ def pretrained(run: Run, initial: Any) -> Any:
     assert run.init_from is not None
     path = workdirs.absolute(run.init_from)
     with distributed.agreed():
-        source = adapt.read_weights(path, progress=progress.of_reading(path))
+        source = adapt.read_weights(
+            path, weights=run.init_weights, progress=progress.of_reading(path)
+        )
         arrays, said = adapt.adapt(
             source,
             {**run.model_fields, "num_classes": run.num_classes},

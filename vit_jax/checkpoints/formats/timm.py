@@ -6,7 +6,7 @@ GELU they were trained with: see `infer`.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vit_jax.checkpoints.formats.inferred import (
@@ -34,10 +34,32 @@ from vit_jax.errors import UserError
 _STEM = "patch_embed.backbone."
 
 
+# One of these every model has.
+_FIRST = (
+    "blocks.0.attn.qkv.weight",
+    "blocks.0.mlp_tokens.fc1.weight",
+    "stages.0.blocks.0.conv1.weight",
+)
+
+
 def recognizes(shapes: Mapping[str, Shape]) -> bool:
     """Whether these are timm's names."""
-    ends = ("blocks.0.attn.qkv.weight", "blocks.0.mlp_tokens.fc1.weight")
-    return any(n in shapes for n in (*ends, "stages.0.blocks.0.conv1.weight"))
+    return any(n in shapes for n in _FIRST)
+
+
+def prefixes(names: Iterable[str]) -> list[str]:
+    """What stands before timm's names, if they are among these: "", "backbone.".
+
+    A number is no prefix: a layer of another model is not a network of its own. Nor is
+    the ResNet of a hybrid.
+
+    >>> prefixes(["net.blocks.0.attn.qkv.weight", "net.0.blocks.0.attn.qkv.weight"])
+    ['net.']
+    """
+    ends = "|".join(map(re.escape, _FIRST))
+    found = [re.fullmatch(rf"((?:[A-Za-z_]\w*\.)*)({ends})", name) for name in names]
+    prefixes = dict.fromkeys(m[1] for m in found if m)
+    return [p for p in prefixes if not p.endswith(_STEM)]
 
 
 def infer(shapes: Mapping[str, Shape], known: Mapping[str, Any]) -> Inferred:

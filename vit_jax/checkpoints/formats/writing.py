@@ -249,7 +249,7 @@ def entries_of(
             )
         has_head = any(path.startswith("head/") for path in params)
         prefix = huggingface.PREFIXES[kind] if has_head else ""
-        found = huggingface.entries(dict(fields), kind, prefix)
+        found = huggingface.entries(dict(fields), kind, prefix, {})
     elif to == "npz":
         names = published.Names(style="published", bit=fields["name"] == "resnet")
         found = published.entries(names, shapes, {})
