@@ -79,16 +79,7 @@ def value(text: str) -> Any:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns its exit code, see `vit_jax.errors`."""
-    if "--help" in argv:
-        print(__doc__)
-        return 0
-    try:
-        args, model = parse(argv[1:])
-        run(args, model)
-    except errors.Stop as stop:
-        print(f"{stop.label}: {stop}", file=sys.stderr)
-        return stop.exit_code
-    return 0
+    return flags.run(__doc__, argv[1:], lambda: run(*parse(argv[1:])))
 
 
 def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
