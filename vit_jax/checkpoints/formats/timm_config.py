@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_jax.checkpoints.formats import timm
+from vit_jax.checkpoints.formats import processors, timm
 from vit_jax.checkpoints.formats.inferred import Fields, Inferred
 from vit_jax.checkpoints.formats.layouts import Shape
 from vit_jax.checkpoints.formats.metadata import About
@@ -163,7 +163,7 @@ def _of(key: str, value: Any, known: Mapping[str, str]) -> str:
 
 
 def pretrained_cfg(fields: Fields, about: About) -> dict[str, Any]:
-    """How images are prepared: the whole image at the size that the model takes."""
+    """How images are prepared, and what the first and last layers are called."""
     classifier = "head.fc" if fields["name"] == "resnet" else "head"
     stems = {"resnet": "stem.conv", "mixer": "stem.proj", "vit": "patch_embed.proj"}
     first = stems[fields["name"]]
@@ -171,13 +171,8 @@ def pretrained_cfg(fields: Fields, about: About) -> dict[str, Any]:
         stem = "stem.conv" if fields["resnet"] else "conv"
         first = f"patch_embed.backbone.{stem}"
     return {
-        "input_size": [3, *about.image_size],
+        **processors.to_timm(about.preprocessing, about.image_size)[0],
         "fixed_input_size": fields["name"] != "resnet",
-        "interpolation": "bilinear",
-        "crop_pct": 1.0,
-        "crop_mode": "squash",
-        "mean": list(about.mean),
-        "std": list(about.std),
         "first_conv": first,
         "classifier": ["head", "head_dist"] if fields.get("distilled") else classifier,
     }
