@@ -79,16 +79,7 @@ def value(text: str) -> Any:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns its exit code, see `vit_jax.errors`."""
-    if "--help" in argv:
-        print(__doc__)
-        return 0
-    try:
-        args, model = parse(argv[1:])
-        run(args, model)
-    except errors.Stop as stop:
-        print(f"{stop.label}: {stop}", file=sys.stderr)
-        return stop.exit_code
-    return 0
+    return flags.run(__doc__, argv[1:], lambda: run(*parse(argv[1:])))
 
 
 def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
@@ -156,6 +147,8 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     print(f"\n{args.target} was read back: all bits are the same.")
     for line in unlike(args.to, preprocessing, loaded.image_size):
         print(f"note: {line}")
+    if loaded.label_names is not None and written.label_names is None:
+        print(f"note: {args.target} has no room for the names of the classes")
     if args.to == "timm" and args.target.is_dir():
         name = f"local-dir:{args.target}"
         print(f'It is loaded by: timm.create_model("{name}", pretrained=True)')
