@@ -147,6 +147,8 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     print(f"\n{args.target} was read back: all bits are the same.")
     for line in unlike(args.to, preprocessing, loaded.image_size):
         print(f"note: {line}")
+    if loaded.label_names is not None and written.label_names is None:
+        print(f"note: {args.target} has no room for the names of the classes")
     if args.to == "timm" and args.target.is_dir():
         name = f"local-dir:{args.target}"
         print(f'It is loaded by: timm.create_model("{name}", pretrained=True)')

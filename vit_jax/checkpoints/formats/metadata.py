@@ -88,7 +88,7 @@ def read(path: Path) -> About | None:
         return None
     try:
         found = _of_npz(path) if path.suffix == ".npz" else _of_safetensors(path)
-    except (OSError, struct.error, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, struct.error, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise broken(path, "its header cannot be read") from error
     if found is None:
         return None

@@ -185,6 +185,14 @@ _HYBRIDS = {
     (3, 4, 9): "vit_base_r50_s16_224",
     (3, 4, 6, 3): "vit_large_r50_s32_224",
 }
+_MIXERS = {
+    (32, 512, 8): "mixer_s32_224",
+    (16, 512, 8): "mixer_s16_224",
+    (32, 768, 12): "mixer_b32_224",
+    (16, 768, 12): "mixer_b16_224",
+    (32, 1024, 24): "mixer_l32_224",
+    (16, 1024, 24): "mixer_l16_224",
+}
 _BITS = {
     ((3, 4, 6, 3), 1): "resnetv2_50x1_bit",
     ((3, 4, 6, 3), 3): "resnetv2_50x3_bit",
@@ -246,18 +254,19 @@ def _architecture(
                 "a DST that ends in .safetensors, which has no config.json"
             )
         return _BITS[key], {}
-    act = {"erf": "gelu", "tanh": "gelu_tanh"}[fields["gelu"]]
     if fields["name"] == "mixer":
         width = fields["width"]
+        key = fields["patch_size"], width, fields["depth"]
+        if key not in _MIXERS:
+            raise UserError(
+                f"timm has no Mixer with patch_size={key[0]}, width={width}, "
+                f"depth={key[2]}: give a DST that ends in .safetensors, which has no "
+                "config.json"
+            )
         ratios = [_ratio(fields[k], width) for k in ("tokens_mlp_dim", "mlp_dim")]
-        return "mixer_b16_224", {
-            "img_size": list(image_size),
-            "patch_size": fields["patch_size"],
-            "embed_dim": width,
-            "num_blocks": fields["depth"],
-            "mlp_ratio": ratios,
-            "act_layer": act,
-        }
+        size = list(image_size)
+        return _MIXERS[key], {"img_size": size, "mlp_ratio": ratios}
+    act = {"erf": "gelu", "tanh": "gelu_tanh"}[fields["gelu"]]
     return _vit(fields, image_size, act)
 
 

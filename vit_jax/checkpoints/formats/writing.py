@@ -140,7 +140,7 @@ def write_checkpoint(
             processor, _ = processors.to_transformers(preprocessing)
             text = json.dumps(processor, indent=2) + "\n"
             (temporary / "preprocessor_config.json").write_text(text)
-        compare(temporary, fields, image_size, params)
+        compare(temporary, fields, image_size, params, allow=allow)
     return open_checkpoint(path)
 
 
@@ -281,6 +281,8 @@ def compare(
     fields: Mapping[str, Any],
     image_size: tuple[int, int],
     params: Mapping[str, np.ndarray],
+    *,
+    allow: Collection[str] = (),
 ) -> None:
     """Reads a checkpoint back: the same model, and the same bits.
 
@@ -290,8 +292,12 @@ def compare(
     Raises:
       UserError: if another model would be read from it.
     """
+    known = {key: fields[key] for key in allow if key in fields}
     for_others = open_checkpoint(
-        path, image_size=image_size, model=_hints(fields), as_others=True
+        path,
+        image_size=image_size,
+        model={**_hints(fields), **known},
+        as_others=True,
     )
     for_others.check_complete()
     if for_others.shapes != shapes_of(fields, image_size):
@@ -303,7 +309,7 @@ def compare(
         if key in wanted and again[key] != wanted[key]:
             raise UserError(
                 f"{for_others.format} cannot say model.{key}={wanted[key]}: it would be"
-                f" read as {again[key]}"
+                f" read as {again[key]}. --allow={key} if yours is told in another way"
             )
     opened = open_checkpoint(path)
     opened.check_complete()
