@@ -2,17 +2,20 @@
 
 import importlib.util
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from etils import epath
 
 import vit_jax
 from tests.formats import drawn, files
 from vit_jax import convert
-from vit_jax.checkpoints.formats import augreg
+from vit_jax.checkpoints import adapt
+from vit_jax.checkpoints.formats import augreg, writing
 from vit_jax.checkpoints.formats.state_dicts import open_state_dict
 from vit_jax.errors import UserError
 
@@ -217,3 +220,99 @@ def test_a_field_that_no_model_has(tmp_path: Path, capsys: Any) -> None:
     assert "witdh is unknown" in refused(capsys, str(source), "--model.witdh=3")
     with pytest.raises(UserError, match="witdh is unknown"):
         vit_jax.load(str(source), witdh=3)
+
+
+ALLOWED = ("--allow=gelu", "--allow=layer_norm_epsilon", "--allow=pool")
+
+
+@pytest.mark.parametrize("name, target, to", [
+    ("timm-config", "o.safetensors", "timm"), ("timm-config", "o", "timm"),
+    ("timm-deit", "o.npz", "npz"), ("hf-vit", "o.npz", "big_vision"),
+    ("hf-vit", "o", "huggingface"), ("npz-vit", "o", "timm"),
+])  # fmt: skip
+def test_what_we_write_needs_no_hint(
+    name: str, target: str, to: str, tmp_path: Path
+) -> None:
+    """Heads, GELU, epsilon, pooling, sizes, mean, std, labels and kind of loss."""
+    source = files.of_fixture(name, tmp_path)
+    given = {"num_heads": 2} if name == "timm-deit" else {}
+    heads = [f"--model.{key}={value}" for key, value in given.items()]
+    written = converted(source, tmp_path / target, to, *ALLOWED, *heads)
+    was, now = vit_jax.load(str(source), **given), vit_jax.load(str(written))
+    fields = [writing.fields_of(model.module) for model in (was, now)]
+    assert fields[0] == fields[1]
+    for key in ("image_size", "mean", "std", "label_names", "loss"):
+        assert getattr(was, key) == getattr(now, key), key
+    images = drawn.images(was.image_size)
+    np.testing.assert_array_equal(was(images), now(images))
+
+
+def test_init_from_our_own_file_knows_its_heads_and_gelu(tmp_path: Path) -> None:
+    source = files.of_fixture("timm-config", tmp_path)
+    written = converted(source, tmp_path / "o.safetensors", "timm", *ALLOWED)
+    found = adapt.read_weights(epath.Path(written)).model
+    assert (found["num_heads"], found["gelu"]) == (4, "tanh")
+    assert found["class_token"] and found["pool"] == "gap"
+
+
+def test_a_class_token_that_is_not_pooled_is_refused_where_nobody_would_know(
+    tmp_path: Path, capsys: Any
+) -> None:
+    source = str(files.of_fixture("timm-class-gap", tmp_path))
+    npz, hf = str(tmp_path / "a.npz"), str(tmp_path / "hf")
+    found = refused(capsys, source, npz, "--to=npz", "--allow=gelu")
+    assert "npz cannot say model.pool=gap: it would be read as token" in found
+    assert "no model of Hugging Face" in refused(capsys, source, hf, "--to=huggingface")
+    timm = converted(Path(source), tmp_path / "a.safetensors", "timm")
+    assert vit_jax.load(str(timm)).config["class_token"]
+
+
+def test_timms_directory(tmp_path: Path, capsys: Any) -> None:
+    """Keys that `timm.create_model("local-dir:...")` gives to the architecture."""
+    source = files.of_fixture("npz-vit", tmp_path)
+    folder = converted(source, tmp_path / "dst", "timm")
+    line = f'timm.create_model("local-dir:{folder}", pretrained=True)'
+    assert line in capsys.readouterr().out
+    config = json.loads((folder / "config.json").read_text())
+    args = config["model_args"]
+    assert args["act_layer"] == "gelu_tanh" and args["num_heads"] == 1
+    assert args["img_size"] == [28, 28] and args["embed_dim"] == 64
+    assert config["num_classes"] == 5 and config["global_pool"] == "token"
+    assert config["pretrained_cfg"]["input_size"] == [3, 28, 28]
+    file = str(tmp_path / "a.safetensors")
+    found = refused(capsys, str(source), file, "--to=timm")
+    assert "--allow=gelu" in found and "DST without an ending" in found
+    found = refused(capsys, str(source), str(tmp_path / "a.pth"), "--to=timm")
+    assert "ends in .safetensors, or in nothing" in found
+    (tmp_path / "mixer").mkdir()
+    mixer = files.of_fixture("timm-mixer", tmp_path / "mixer")
+    found = refused(capsys, str(mixer), str(tmp_path / "m"), "--to=timm")
+    assert "timm has no Mixer" in found
+
+
+def test_help_says_what_dst_ends_in(capsys: Any) -> None:
+    assert convert.main(["convert", "--help"]) == 0
+    found = capsys.readouterr().out
+    assert "ends in .npz" in found and "ends in .safetensors" in found
+
+
+def test_metadata_of_others_and_broken_ones(tmp_path: Path) -> None:
+    source = files.of_fixture("npz-vit", tmp_path)
+    with zipfile.ZipFile(source, "a") as archive:
+        archive.comment = b"made by somebody"
+    assert vit_jax.load(str(source)).config["num_heads"] == 1
+    for broken in (b"}", b'"vit"}', b'"vit", "width": {}}, "image_size": [1]}'):
+        with zipfile.ZipFile(source, "a") as archive:
+            archive.comment = b'{"model": {"name": ' + broken
+        with pytest.raises(UserError, match="in its metadata is none of ours"):
+            vit_jax.load(str(source))
+
+
+def test_more_names_than_an_archive_holds_are_said(tmp_path: Path, capsys: Any) -> None:
+    source = files.of_fixture("hf-vit", tmp_path)
+    config = json.loads((source / "config.json").read_text())
+    config["id2label"] = {str(i): f"{i}" * 20_000 for i in range(5)}
+    (source / "config.json").write_text(json.dumps(config))
+    target = converted(source, tmp_path / "o.npz", "npz", *ALLOWED)
+    assert "has no room for the names of the classes" in capsys.readouterr().out
+    assert vit_jax.load(str(target)).label_names is None

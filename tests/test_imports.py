@@ -36,6 +36,7 @@ LAYERS: tuple[set[str], ...] = (
         "progress",
         "recipes",
         "relay",
+        "resample",
         "schedules",
         "sharding",
         "timing",
@@ -47,6 +48,7 @@ LAYERS: tuple[set[str], ...] = (
         "data",
         "distillation",
         "metrics",
+        "preprocessing",
         "state",
         "steps",
         "workdirs",
@@ -73,6 +75,8 @@ NEIGHBOURS = {
     ("checkpoints", "state"),
     ("sharding", "layouts"),
     ("convert", "predict"),
+    ("preprocessing", "data"),
+    ("checkpoints", "preprocessing"),
     ("timing", "jsonlines"),
 }
 

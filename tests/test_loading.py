@@ -9,11 +9,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from scipy import ndimage
 
 import vit_jax
 from tests import cli
 from tests.formats import drawn, files
-from vit_jax import data, models, predict, visualize
+from vit_jax import convert, data, models, predict, visualize
 from vit_jax.checkpoints.formats import opened
 from vit_jax.data.decode import decode
 from vit_jax.errors import UserError
@@ -89,6 +90,8 @@ def test_a_workdir_in_python(trained: Path) -> None:
         model.probabilities(logits), odds / (1 + odds), rtol=1e-5
     )
     assert model.config["width"] == 32 and model.image_size == (28, 28)
+    photo = np.random.default_rng(0).integers(0, 255, (61, 40, 3), np.uint8)
+    np.testing.assert_array_equal(model.preprocess(photo), model.preprocessing(photo))
     assert model.label_names is not None and model.label_names[9] == "Ankle boot"
     # The averaged parameters, of the best step.
     saved = cli.saved_arrays(trained, 60)
@@ -266,6 +269,128 @@ def test_what_cannot_be_predicted(
         model(np.zeros((1, 28, 28, 3), np.int64))
 
 
+def test_images_that_a_model_does_not_take(tmp_path: Path) -> None:
+    from PIL import Image
+
+    model = vit_jax.load(str(files.of_fixture("hf-vit", tmp_path)))
+    image = Image.fromarray(np.zeros((28, 28, 3), np.uint8))
+    for bad, expected in (
+        ("x.png", "got str: model"),
+        (Path("x.png"), r"got PosixPath: model\(model.preprocess\(image\)\[None\]\)"),
+        (image, "got Image: model"),
+        (["a.png"], "expected images"),
+        ([np.zeros((28, 28, 3)), np.zeros((28, 14, 3))], "of the same size"),
+        (
+            np.zeros((1, 14, 56, 3), np.uint8),
+            r"of 14 x 56 .* takes 28 x 28: .*image_size=",
+        ),
+        (np.full((1, 28, 28, 3), 255.0, np.float32), "values of up to 255: give"),
+        (np.full((1, 28, 28, 3), np.nan, np.float32), "values of up to nan"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            model(bad)
+    with pytest.raises(UserError, match="expected an image"):
+        model.preprocess("x.png")
+
+
+def test_a_model_is_printed_in_one_line(tmp_path: Path) -> None:
+    model = vit_jax.load(str(files.of_fixture("hf-vit", tmp_path)))
+    count = sum(np.size(leaf) for leaf in model.arrays().values())
+    assert repr(model) == (
+        "<vit_jax.Model name=vit, patch_size=7, width=32, depth=2, num_classes=5, "
+        f"image_size=28x28, loss=softmax_xent, {count:,} parameters>"
+    )
+
+
+@pytest.mark.parametrize(
+    "config, expected",
+    [
+        ({}, "softmax_xent"),
+        ({"problem_type": "single_label_classification"}, "softmax_xent"),
+        ({"problem_type": "multi_label_classification"}, "sigmoid_xent"),
+    ],
+)
+def test_classes_that_do_not_exclude_each_other(
+    config: dict[str, str], expected: str, tmp_path: Path
+) -> None:
+    path = files.of_fixture("hf-vit", tmp_path)
+    about = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(about | config))
+    model = vit_jax.load(str(path))
+    assert model.loss == expected
+    logits = np.array([[1.0, 2.0, 0.5, -1.0, 0.0]])
+    odds = np.exp(logits)
+    chances = odds / (1 + odds) if expected == "sigmoid_xent" else odds / odds.sum()
+    np.testing.assert_allclose(model.probabilities(logits), chances, rtol=1e-5)
+    # Whatever it is written as, it comes back.
+    for to, name in (
+        ("huggingface", "hf"),
+        ("timm", "timm"),
+        ("timm", "a.safetensors"),
+        ("big_vision", "a.npz"),
+    ):
+        flags = [f"--to={to}", "--allow=layer_norm_epsilon", "--allow=gelu"]
+        assert convert.main(["", str(path), str(tmp_path / name), *flags]) == 0
+        assert vit_jax.load(str(tmp_path / name)).loss == expected
+    written = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert written.get("problem_type") == (
+        "multi_label_classification" if expected == "sigmoid_xent" else None
+    )
+
+
+@pytest.mark.parametrize("name", ["hf-dinov2", "hf-dinov2_with_registers", "hf-vit"])
+def test_a_processor_s_size_is_the_default(name: str, tmp_path: Path) -> None:
+    """What transformers computes of smaller images than the positions are of."""
+    record = drawn.fixture(name)
+    path = files.of_fixture(name, tmp_path)
+    processor = {"size": {"height": 24, "width": 24}, "crop_size": 21}
+    processor |= {"do_center_crop": True, "image_processor_type": "BitImageProcessor"}
+    (path / "preprocessor_config.json").write_text(json.dumps(processor))
+    model = vit_jax.load(str(path))
+    assert model.image_size == (21, 21)
+    images = drawn.images((21, 21))
+    np.testing.assert_allclose(model(images), record["outputs_at_21"], atol=1e-5)
+    # Larger ones, and the size of the positions.
+    larger = vit_jax.load(str(path), image_size=(35, 35))
+    found = larger(drawn.images((35, 35)))
+    np.testing.assert_allclose(found, record["outputs_at_35"], atol=1e-5)
+    assert larger.preprocess(np.zeros((90, 50, 3), np.uint8)).shape == (35, 35, 3)
+    whole = vit_jax.load(str(path), image_size=28)
+    np.testing.assert_allclose(
+        whole(drawn.images((28, 28))), record["outputs"], atol=1e-4
+    )
+    # Converting keeps the positions, and the processor, unless a size is asked for.
+    out = tmp_path / "out"
+    assert convert.main(["", str(path), str(out), "--to=huggingface"]) == 0
+    again = vit_jax.load(str(out))
+    assert again.image_size == (21, 21)
+    np.testing.assert_array_equal(again(images), model(images))
+    flags = ["--to=huggingface", "--image_size=35"]
+    assert convert.main(["", str(path), str(tmp_path / "large"), *flags]) == 0
+    text = json.loads((tmp_path / "large" / "config.json").read_text())
+    assert text["image_size"] == 35
+    again = vit_jax.load(str(tmp_path / "large"))
+    np.testing.assert_array_equal(again(drawn.images((35, 35))), found)
+
+
+def test_a_workdir_at_another_size(trained: Path, tmp_path: Path) -> None:
+    model = vit_jax.load(str(trained), image_size=42)
+    assert model.preprocess(np.zeros((90, 50, 3), np.uint8)).shape == (42, 42, 3)
+    small = vit_jax.load(str(trained)).params
+    table, resized = (
+        np.asarray(p["Transformer"]["posembed_input"]["pos_embedding"])[0]
+        for p in (small, model.params)
+    )
+    own = len(table) - 16
+    old = table[own:].reshape(4, 4, -1)
+    grid: Any = ndimage.zoom(old, (6 / 4, 6 / 4, 1), order=1)
+    np.testing.assert_allclose(
+        resized[own:], grid.reshape(36, -1), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_array_equal(resized[:own], table[:own])
+    assert model(np.zeros((1, 42, 42, 3), np.uint8)).shape == (1, 10)
+
+
 def test_overlays(trained: Path, pictures: Path, tmp_path: Path, capsys) -> None:
     flags = [f"--checkpoint={trained}", f"--overlay={tmp_path}", "--batch_size=2"]
     images = sorted((pictures / "0").glob("*.png"))[:3]
@@ -273,9 +398,9 @@ def test_overlays(trained: Path, pictures: Path, tmp_path: Path, capsys) -> None
     written = sorted(tmp_path.glob("*.png"))
     assert [p.name for p in written] == [f"0_{p.name}" for p in images]
     picture = cv2.imread(str(written[0]))
-    assert picture is not None and picture.shape == (28, 56, 3)
+    assert picture is not None and picture.shape[1] == 56
     original = cv2.imread(str(images[0]))
-    np.testing.assert_array_equal(picture[:, :28], original)
+    np.testing.assert_array_equal(picture[:28, :28], original)
 
 
 @pytest.mark.parametrize("pool", ["token", "gap", "map"])

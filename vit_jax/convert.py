@@ -13,7 +13,9 @@
   --allow=NAME     a tensor of SRC (or a pattern of them) that may be left over, a bias
                    that may be missing, or a field, such as gelu, that FORMAT cannot
                    say; repeatable
-  --image_size=N   or HEIGHT,WIDTH, where SRC does not say it
+  --image_size=N   or HEIGHT,WIDTH: position embeddings are resampled for images of
+                   another size; also, where they are of no square and SRC does not say
+                   it, the size that they are of
   --verify=IMAGES  compares what timm or transformers, if they are installed, compute of
                    SRC and of DST with what we do: a file, or a folder of images
   --timm=NAME      what timm calls the model, which its files do not say
@@ -30,6 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax import errors, flags
+from vit_jax.checkpoints.formats import processors
+from vit_jax.preprocessing import Preprocessing
 
 FORMATS = ("npz", "big_vision", "timm", "huggingface", "stablehlo")
 
@@ -46,7 +50,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--to")
     parser.add_argument("--step", type=int)
     parser.add_argument("--weights")
-    parser.add_argument("--image_size", type=size)
+    parser.add_argument("--image_size", type=flags.image_size)
     parser.add_argument("--verify", type=Path)
     parser.add_argument("--timm")
     parser.add_argument("--allow", action="append", default=[])
@@ -59,17 +63,6 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
         raise errors.UserError(f"--to={args.to} is no format; {hint}")
     pairs = [a.removeprefix("--model.").partition("=") for a in fields]
     return args, {key: value(text) for key, _, text in pairs}
-
-
-def size(text: str) -> tuple[int, int]:
-    """An image size, of squares or not.
-
-    >>> size("224"), size("224,448")
-    ((224, 224), (224, 448))
-    """
-    numbers = tuple(int(number) for number in text.split(","))
-    height, width = numbers if len(numbers) == 2 else numbers * 2
-    return height, width
 
 
 def value(text: str) -> Any:
@@ -91,19 +84,22 @@ def main(argv: Sequence[str]) -> int:
 
 def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     """Prints the table; writes, if there is a target."""
-    from vit_jax import checkpoints, export, loading, workdirs
+    from vit_jax import checkpoints, export, host_memory, loading, workdirs
     from vit_jax.checkpoints.formats import augreg, opened, writing
 
-    source = workdirs.absolute(args.source)
+    host_memory.leave_libtpu_alone()
+    source, size = workdirs.absolute(args.source), args.image_size
     is_run = checkpoints.is_run(source)
     places = to_verify(args, Path(source), is_run) if args.verify is not None else []
+    if not source.exists():
+        raise errors.UserError(f"{args.source}: there is no such file or directory")
+    found = None
     if not is_run:
         found = opened.open_checkpoint(
-            Path(source),
-            image_size=args.image_size,
-            model=model,
-            weights=args.weights,
+            Path(source), resolution=size, model=model, weights=args.weights
         )
+        # What is written has the positions of SRC unless another size is asked for.
+        size = found.image_size if size is None else size
         print(f"{args.source} is of {found.format}.")
         for line in found.said:
             print(f"  {line}")
@@ -117,10 +113,13 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
         args.source,
         step=args.step,
         weights=args.weights,
-        image_size=args.image_size,
+        image_size=size,
         allow=args.allow,
         **model,
     )
+    if found is not None and loaded.image_size != found.image_size:
+        # Other libraries would have to resample first; of DST they need not.
+        places = [place for place in places if place != Path(source)]
     if Path(source) in places:
         print_verified(loaded, Path(source), args)
     if args.target is None:
@@ -129,14 +128,16 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
         export.export(loaded, args.target)
         print(f"\n{args.target} was read back: it computes the same logits.")
         return
+    preprocessing = loaded.preprocessing
+    if found is not None and args.image_size is None:
+        preprocessing = found.preprocessing or preprocessing
     written = writing.write_checkpoint(
         args.target,
         args.to,
         model=loaded.config,
         params=loaded.arrays(),
         image_size=loaded.image_size,
-        mean=loaded.mean,
-        std=loaded.std,
+        preprocessing=preprocessing,
         label_names=loaded.label_names,
         loss=loaded.loss,
         allow=args.allow,
@@ -144,11 +145,26 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     print(f"\n{args.target} is of {written.format}.")
     print_table(written.table())
     print(f"\n{args.target} was read back: all bits are the same.")
+    for line in unlike(args.to, preprocessing, loaded.image_size):
+        print(f"note: {line}")
+    if loaded.label_names is not None and written.label_names is None:
+        print(f"note: {args.target} has no room for the names of the classes")
     if args.to == "timm" and args.target.is_dir():
         name = f"local-dir:{args.target}"
         print(f'It is loaded by: timm.create_model("{name}", pretrained=True)')
     if args.target in places:
         print_verified(loaded, args.target, args)
+
+
+def unlike(
+    to: str, preprocessing: Preprocessing, image_size: tuple[int, int]
+) -> list[str]:
+    """How the images that another library makes differ from ours, as sentences."""
+    if to == "huggingface":
+        return processors.to_transformers(preprocessing)[1]
+    if to == "timm":
+        return processors.to_timm(preprocessing, image_size)[1]
+    return []
 
 
 def to_verify(args: argparse.Namespace, source: Path, is_run: bool) -> list[Path]:

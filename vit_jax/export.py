@@ -10,6 +10,7 @@ The third, model.json, has the image size, the classes and what the numbers mean
 `program.mlir_module_serialized` is StableHLO's portable bytecode for other compilers.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def describe(model: Model) -> dict[str, Any]:
         "classes": None if model.label_names is None else list(model.label_names),
         "mean": list(model.mean),
         "std": list(model.std),
+        "preprocessing": dataclasses.asdict(model.preprocessing),
         "model": model.config,
     }
 

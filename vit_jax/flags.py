@@ -43,6 +43,22 @@ class Parser(argparse.ArgumentParser):
         return args
 
 
+def image_size(text: str) -> tuple[int, int]:
+    """(height, width) from N or HEIGHT,WIDTH.
+
+    Raises:
+      ValueError: if it is neither; `argparse` names the flag.
+
+    >>> image_size("224"), image_size("224,448")
+    ((224, 224), (224, 448))
+    """
+    numbers = tuple(int(number) for number in text.split(","))
+    height, width = numbers if len(numbers) == 2 else numbers * 2
+    if min(height, width) < 1:
+        raise ValueError(text)
+    return height, width
+
+
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Takes `--config.KEY=VALUE` and `--config.KEY VALUE` out of a command line.
 

@@ -4,8 +4,10 @@ model = vit_jax.load("workdirs/quickstart")
 logits = model(np.stack([model.preprocess(image)]))
 """
 
+import dataclasses
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,21 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vit_jax import checkpoints, models, steps, workdirs
+from vit_jax import checkpoints, host_memory, models, steps, workdirs
 from vit_jax import progress as reading
-from vit_jax.checkpoints.formats.opened import (
-    Opened,
-    Preprocessing,
-    flatten,
-    nest,
-    open_checkpoint,
-)
+from vit_jax.checkpoints import adapt
+from vit_jax.checkpoints.formats.opened import Opened, flatten, nest, open_checkpoint
 from vit_jax.data import EvalTransform, to_rgb
-from vit_jax.data.transforms import central_crop
 from vit_jax.errors import UserError
+from vit_jax.preprocessing import Preprocessing
 from vit_jax.state import Params, abstract_params
 
 Transform = Callable[[np.ndarray], np.ndarray]
+
+
+# Fields of a model that its `repr` shows.
+_SHOWN = ("name", "variant", "patch_size", "width", "depth", "num_classes")
 
 
 class Model:
@@ -41,6 +42,7 @@ class Model:
       params: the parameters, a tree of arrays; float32.
       module: the Flax module: `module.apply({"params": params}, images)`.
       image_size: (height, width) of the images that it takes.
+      preprocessing: of the images.
       mean: of the channels of images in [0, 1]; and `std`, by which they are divided.
       label_names: of the classes, where they are known.
       loss: that it was trained with: with "softmax_xent" the classes exclude each
@@ -53,20 +55,37 @@ class Model:
         config: Mapping[str, Any],
         params: Params,
         image_size: tuple[int, int],
-        mean: Sequence[float],
-        std: Sequence[float],
-        transform: Transform,
+        preprocessing: Preprocessing,
+        transform: Transform | None = None,
         label_names: Sequence[str] | None = None,
         loss: Literal["softmax_xent", "sigmoid_xent"] = "softmax_xent",
     ) -> None:
-        """Compiles nothing yet; `transform` makes uint8 RGB the image size."""
+        """Compiles nothing yet.
+
+        Args:
+          config: see above; and `params`, `image_size`, `label_names`, `loss`.
+          preprocessing: of images, whose results have the image size.
+          transform: of images; default: `preprocessing`.
+        """
         self.config, self.params = dict(config), params
         self.module = models.create(**config)
-        self.image_size, self.mean, self.std = image_size, tuple(mean), tuple(std)
+        self.image_size, self.preprocessing = image_size, preprocessing
+        self.mean, self.std = preprocessing.mean, preprocessing.std
         self.label_names = None if label_names is None else tuple(label_names)
         self.loss = loss
-        self._transform = transform
+        self._transform = transform or preprocessing
         self._compiled: dict[tuple[str, ...] | None, Any] = {}
+
+    def __repr__(self) -> str:
+        """The model in one line."""
+        about = {k: self.config[k] for k in _SHOWN if self.config.get(k) is not None}
+        fields = ", ".join(f"{key}={value}" for key, value in about.items())
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        height, width = self.image_size
+        return (
+            f"<vit_jax.Model {fields}, image_size={height}x{width}, "
+            f"loss={self.loss}, {count:,} parameters>"
+        )
 
     def __call__(self, images: Any) -> jax.Array:
         """Images to logits [b, num_classes], float32.
@@ -126,8 +145,14 @@ class Model:
         return self._compiled[capture]
 
     def _check(self, images: Any) -> jax.Array:
-        plain = images if isinstance(images, np.ndarray) else None
-        images = jnp.asarray(images)
+        if isinstance(images, str | bytes | os.PathLike) or hasattr(images, "getbands"):
+            raise UserError(
+                f"expected an array of images [batch, height, width, 3], got "
+                f"{type(images).__name__}: model(model.preprocess(image)[None]) takes "
+                "one image, such as PIL.Image.open(path)"
+            )
+        plain = None if isinstance(images, jax.Array) else _as_array(images)
+        images = images if plain is None else plain
         if images.ndim != 4 or images.shape[-1] != 3:
             raise UserError(
                 f"expected images [batch, height, width, 3], got {list(images.shape)}: "
@@ -146,8 +171,8 @@ class Model:
                 "image_size="
             )
         if plain is not None and plain.dtype != np.uint8 and plain.size:
-            self._check_normalised(float(plain.max()))
-        return images
+            self._check_normalised(float(np.abs(plain).max()))
+        return jnp.asarray(images)
 
     def _has_one_size(self) -> bool:
         """Whether its parameters are for images of one size alone."""
@@ -158,7 +183,7 @@ class Model:
     def _check_normalised(self, largest: float) -> None:
         """Refuses numbers that no normalisation of [0, 1] gives."""
         white = max((1 - m) / s for m, s in zip(self.mean, self.std, strict=True))
-        if largest > max(20.0, 5 * white):
+        if not largest <= max(20.0, 5 * white):  # also where it is not a number
             raise UserError(
                 f"floating-point images with values of up to {largest:.4g}: give those "
                 "in 0..255 as uint8, or normalise them, (x / 255 - mean) / std"
@@ -182,7 +207,10 @@ def load(
         or big_vision; a timm state dict (.safetensors, or of `torch.save`: .pth, .pt,
         .bin, .ckpt, .pth.tar); a directory of Hugging Face or timm, with config.json.
       step: of a workdir: another step than the best, or else newest.
-      image_size: of other formats, where it is not square: (height, width).
+      image_size: (height, width) of the images to use it with, or one number; default:
+        as its images are prepared. Position embeddings are resampled for another one
+        than they are for. It also says the size where they are of no square and the
+        format does not.
       weights: of a training checkpoint of `torch.save` with several: which, by the key
         that it is saved under, such as "state_dict". Default: an average, such as
         "state_dict_ema", else a "teacher", else the weights; what is taken is printed.
@@ -195,17 +223,20 @@ def load(
     Raises:
       UserError: if there is no checkpoint, it is broken, or of an unknown model.
     """
+    host_memory.leave_libtpu_alone()
     place = workdirs.absolute(path)
+    if not place.exists():
+        raise UserError(f"{path}: there is no such file or directory")
+    size = None if image_size is None else _pair(image_size)
     if checkpoints.is_run(place):
         if weights is not None:
             raise UserError(
                 f"weights={weights}: {path} is a workdir, which has no more"
             )
-        return _load_run(place, step, model)
+        return _load_run(place, step, size, model)
     if step is not None:
         raise UserError(f"step={step}: {path} is no workdir")
-    size = None if image_size is None else _pair(image_size)
-    opened = open_checkpoint(Path(place), image_size=size, model=model, weights=weights)
+    opened = open_checkpoint(Path(place), resolution=size, model=model, weights=weights)
     opened.check_complete(allow)
     for line in opened.said:
         print(f"{path}: {line}", file=sys.stderr)
@@ -218,56 +249,34 @@ def load(
             "fine-tune it, or use `features`",
             file=sys.stderr,
         )
-    return _of_opened(opened, nest(flat))
+    return _of_opened(opened, flat)
 
 
-def _of_opened(opened: Opened, params: Params) -> Model:
+def _of_opened(opened: Opened, flat: dict[str, Any]) -> Model:
+    size, params = opened.resolution, nest(flat)
+    module = models.create(**models.looped(opened.model))
+    params = adapt.at_size(
+        params, module, opened.image_size, size, posemb=opened.posemb
+    )
     if opened.model.get("scan"):
         params = models.layers.loop_to_scan(params)
-    about = opened.preprocessing or Preprocessing()
+    about = opened.preprocessing or Preprocessing(resize=opened.image_size)
     return Model(
         config=opened.model,
         params=params,
-        image_size=opened.image_size,
-        mean=about.mean,
-        std=about.std,
-        transform=functools.partial(
-            resize_and_crop,
-            size=opened.image_size,
-            short_side=about.resize,
-            interpolation=about.interpolation,
-        ),
+        image_size=size,
+        preprocessing=about.at(size),
         label_names=opened.label_names,
+        loss=opened.loss,
     )
 
 
-def resize_and_crop(
-    image: np.ndarray,
-    *,
-    size: tuple[int, int],
-    short_side: int | None,
-    interpolation: str,
-) -> np.ndarray:
-    """Antialiased resizing as PIL's, then the central crop, for others' checkpoints.
-
-    Args:
-      image: uint8 [h, w, 3].
-      size: (height, width) of the result.
-      short_side: pixels of the short side before the crop; None distorts the whole
-        image to the size.
-      interpolation: "bilinear" or "bicubic".
-    """
-    new = size
-    if short_side is not None:
-        scale = short_side / min(image.shape[:2])
-        height, width = (int(scale * side) for side in image.shape[:2])
-        new = max(size[0], height), max(size[1], width)
-    method = {"bilinear": "linear", "bicubic": "cubic"}[interpolation]
-    pixels = jax.image.resize(image.astype(np.float32), (*new, 3), method)
-    return central_crop(np.asarray(pixels.round().clip(0, 255), np.uint8), size)
-
-
-def _load_run(path: epath.Path, step: int | None, given: Mapping[str, Any]) -> Model:
+def _load_run(
+    path: epath.Path,
+    step: int | None,
+    wanted: tuple[int, int] | None,
+    given: Mapping[str, Any],
+) -> Model:
     directory = checkpoints.choose(path, step)
     config = checkpoints.read_config(directory)
     fields: dict[str, Any] = {
@@ -284,16 +293,51 @@ def _load_run(path: epath.Path, step: int | None, given: Mapping[str, Any]) -> M
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
         abstract_params(module, (*size, 3)),
     )
+    params = checkpoints.read_params(directory, abstract)
+    if wanted is not None and wanted != size:
+        params = adapt.at_size(params, module, size, wanted)
+    evaluated = EvalTransform(**data["eval"]).at(size, wanted or size)
     return Model(
         config=fields,
-        params=checkpoints.read_params(directory, abstract),
-        image_size=size,
-        mean=data["mean"],
-        std=data["std"],
-        transform=functools.partial(_evaluate, EvalTransform(**data["eval"]), size),
+        params=params,
+        image_size=wanted or size,
+        preprocessing=as_preprocessing(
+            evaluated, wanted or size, data["mean"], data["std"]
+        ),
+        transform=functools.partial(_evaluate, evaluated, wanted or size),
         label_names=_label_names(directory.parent.parent / workdirs.LABEL_NAMES),
         loss=config["loss"]["name"],
     )
+
+
+def as_preprocessing(
+    transform: EvalTransform,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Preprocessing:
+    """Our own evaluation, as others' is described."""
+    about = Preprocessing(
+        mean=tuple(mean),
+        std=tuple(std),
+        resize=size,
+        interpolation="area",
+        library="vit_jax",
+    )
+    if transform.crop == "none":
+        return about
+    scale = (transform.resize or min(size)) / min(size)
+    resize = round(size[0] * scale), round(size[1] * scale)
+    return dataclasses.replace(about, fit="cover", resize=resize, crop=size)
+
+
+def _as_array(images: Any) -> np.ndarray:
+    try:
+        return np.asarray(images)
+    except ValueError as error:  # images of several sizes
+        raise UserError(
+            f"expected one array of images of the same size: {error}"
+        ) from error
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -7,9 +7,14 @@
   --top=N            so many classes of each image (5)
   --json             prints JSON
   --batch_size=N     images at a time (32)
-  --overlay=DIR      writes pictures: each image beside what attention makes of it
+  --image_size=N     or HEIGHT,WIDTH: of images as the model sees them; position
+                     embeddings are resampled for another size than it was trained for
+  --overlay=DIR      writes pictures: each image beside what attention makes of it, with
+                     the likeliest class and its probability
 
-IMAGES are files (JPEG, PNG, WebP, BMP) and folders, which are searched to the bottom.
+IMAGES are files (JPEG, PNG, WebP, BMP, GIF, TIFF, JPEG 2000, AVIF, netpbm) and folders,
+which are searched to the bottom. An image that cannot be read is said, the others are
+done, and the exit code is 2.
 """
 
 import argparse
@@ -17,13 +22,13 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vit_jax import errors, flags
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+LARGEST = 1024  # sides of a photo in an overlay, pixels
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -39,6 +44,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--top", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--image_size", type=flags.image_size)
     parser.add_argument("--overlay", type=Path)
     parser.add_argument("images", nargs="*", type=Path)
     args = parser.parse(argv)
@@ -70,72 +76,144 @@ def run(args: argparse.Namespace) -> int:
     # Slow to import: after the flags are good.
     from vit_jax import loading
 
-    model = loading.load(args.checkpoint, step=args.step, weights=args.weights)
+    model = loading.load(
+        args.checkpoint,
+        step=args.step,
+        weights=args.weights,
+        image_size=args.image_size,
+    )
     if not model.module.num_classes:
         raise errors.UserError(
             f"{args.checkpoint} has no head, so that it knows no classes: fine-tune it"
         )
+    pictures = None
     if args.overlay is not None:
         check_attention(model)
-        args.overlay.mkdir(parents=True, exist_ok=True)
-    broken, found = 0, []
+        pictures = Overlays(args.overlay)
+    found, broken = [], 0
     for start in range(0, len(files), args.batch_size):
-        batch = []
-        for path in files[start : start + args.batch_size]:
-            try:
-                batch.append((path, read(model, path)))
-            except errors.UserError as error:
-                broken += 1
-                print(f"error: {error}", file=sys.stderr)
-        if not batch:
-            continue
-        images = np.stack([image for _, image in batch])
-        # The last batch is filled up: one shape is compiled.
-        padding = (min(args.batch_size, len(files)) - len(images), 0, 0, 0)
-        padded = np.pad(images, [(0, max(n, 0)) for n in padding])
-        chances = np.asarray(model.probabilities(model(padded)))[: len(images)]
-        for (path, _), row in zip(batch, chances, strict=True):
-            found.append(prediction(path, row, model.label_names, args.top))
+        batch, bad = read_all(model, files[start : start + args.batch_size])
+        broken += bad
+        if batch:
+            size = min(args.batch_size, len(files))
+            some = predict(model, batch, size=size, top=args.top)
             if not args.json:
-                print(as_text(found[-1]), flush=True)
-        if args.overlay is not None:
-            write_overlays(model, args.overlay, batch)
+                print("\n".join(map(as_text, some)), flush=True)
+            if pictures is not None:
+                pictures.write(model, batch, some)
+            found += some
         if len(files) > args.batch_size and not sys.stderr.closed:
             done = min(start + args.batch_size, len(files))
             print(f"{done:,} of {len(files):,} images", file=sys.stderr)
     if args.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
+    if broken:
+        print(
+            f"error: {broken:,} of {len(files):,} images could not be read, see above",
+            file=sys.stderr,
+        )
     return 2 if broken else 0
+
+
+class Image(NamedTuple):
+    """An image of a batch.
+
+    Attributes:
+      path: of the file.
+      pixels: as the model takes them, uint8 [height, width, 3].
+      photo: as it is shown in an overlay, uint8 [h, w, 3].
+      size: (height, width) of the whole image.
+    """
+
+    path: Path
+    pixels: np.ndarray
+    photo: np.ndarray
+    size: tuple[int, int]
 
 
 def find_images(paths: Sequence[Path]) -> Iterator[Path]:
     """The files that are named, and those in the folders that are, sorted.
 
+    What looks like an image in a folder and is none of ours to read is said.
+
     Raises:
-      UserError: if one is not there, or a folder holds no image.
+      UserError: if one is not there or no file, or a folder holds no image.
     """
+    from vit_jax.data.decode import EXTENSIONS, is_image
+
     for path in paths:
         if not path.is_dir():
             if not path.exists():
                 raise errors.UserError(f"there is no image {path}")
+            if not path.is_file():
+                raise errors.UserError(f"{path} is no file, but a device or a pipe")
             yield path
             continue
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        named = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in EXTENSIONS]
+        inside = [p for p in named if is_image(p.name) and p.is_file()]
         if not inside:
             raise errors.UserError(
-                f"the folder {path} has no image ({', '.join(SUFFIXES)})"
+                f"the folder {path} has no image ({', '.join(EXTENSIONS)})"
+            )
+        if left := [p for p in named if p not in set(inside)]:
+            more = f" and {len(left) - 3:,} more" if len(left) > 3 else ""
+            print(
+                f"left out, as hidden or no files: {', '.join(map(str, left[:3]))}"
+                f"{more}",
+                file=sys.stderr,
             )
         yield from inside
 
 
-def read(model: Any, path: Path) -> np.ndarray:
-    """An image file as the model takes it."""
+def read_all(model: Any, paths: Sequence[Path]) -> tuple[list[Image], int]:
+    """The images that can be read, and how many cannot; each of those is said."""
+    images, broken = [], 0
+    for path in paths:
+        try:
+            images.append(read_image(model, path))
+        except errors.UserError as error:
+            broken += 1
+            print(f"error: {error}", file=sys.stderr)
+    return images, broken
+
+
+def read_image(model: Any, path: Path) -> Image:
+    """An image file, as it is and as the model takes it.
+
+    Raises:
+      UserError: if it cannot be read.
+    """
+    from vit_jax import visualize
     from vit_jax.data.decode import decode
 
     try:
-        return model.preprocess(decode(path.read_bytes(), where=str(path)))
+        whole = decode(path.read_bytes(), where=str(path))
     except OSError as error:
         raise errors.UserError(f"{path}: {error.strerror or error}") from error
+    photo = visualize.bounded(whole, LARGEST)
+    try:
+        pixels = model.preprocess(whole)
+    except errors.UserError as error:
+        raise errors.UserError(f"{path}: {error}") from error
+    return Image(path, pixels, photo, (whole.shape[0], whole.shape[1]))
+
+
+def read(model: Any, path: Path) -> np.ndarray:
+    """An image file as the model takes it."""
+    return read_image(model, path).pixels
+
+
+def predict(
+    model: Any, batch: Sequence[Image], *, size: int, top: int
+) -> list[dict[str, Any]]:
+    """The `top` classes of each image; a batch is filled up: one shape is compiled."""
+    images = np.stack([image.pixels for image in batch])
+    padded = np.pad(images, [(0, size - len(images)), (0, 0), (0, 0), (0, 0)])
+    chances = np.asarray(model.probabilities(model(padded)))[: len(images)]
+    return [
+        prediction(image.path, row, model.label_names, top)
+        for image, row in zip(batch, chances, strict=True)
+    ]
 
 
 def prediction(
@@ -152,7 +230,7 @@ def prediction(
         "predictions": [
             {
                 "class": i,
-                "name": names[i] if names is not None else str(i),
+                "name": str(i) if names is None or i >= len(names) else names[i],
                 "probability": float(chances[i]),
             }
             for i in order
@@ -177,28 +255,59 @@ def attention_names(model: Any) -> list[str]:
     return [n for n in model.module.feature_names if n.endswith("/attention")]
 
 
-def write_overlays(
-    model: Any, folder: Path, batch: Sequence[tuple[Path, np.ndarray]]
-) -> None:
-    """A PNG for each image, under its name."""
-    import cv2
+class Overlays:
+    """A folder of pictures, a PNG for each image, under its name."""
 
-    from vit_jax import visualize
+    def __init__(self, folder: Path) -> None:
+        """Makes the folder.
 
-    images = np.stack([image for _, image in batch])
-    names = attention_names(model)
-    found = model.features(images, names)
-    by_name = {name: np.asarray(weights) for name, weights in found.items()}
-    layers = [by_name[n] for n in names if n.startswith("encoderblock")]
-    for i, (path, image) in enumerate(batch):
-        reach = visualize.rollout([layer[i] for layer in layers])
-        heat = seen_by_head(model, reach, by_name, i)
-        picture = visualize.overlay(image, heat)
-        target = folder / f"{'_'.join(path.with_suffix('').parts[-2:])}.png"
-        done, png = cv2.imencode(".png", picture[..., ::-1])
-        assert done
-        target.write_bytes(png.tobytes())
-        print(f"written to {target}", file=sys.stderr)
+        Raises:
+          UserError: if it cannot be made.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise errors.UserError(f"--overlay={folder}: {error.strerror}") from error
+        self.folder = folder
+        self._taken: set[str] = set()
+
+    def write(
+        self, model: Any, batch: Sequence[Image], found: Sequence[dict[str, Any]]
+    ) -> None:
+        """Writes the pictures of a batch, with what was predicted."""
+        import cv2
+
+        from vit_jax import visualize
+
+        names = attention_names(model)
+        images = np.stack([image.pixels for image in batch])
+        features = model.features(images, names)
+        by_name = {name: np.asarray(weights) for name, weights in features.items()}
+        layers = [by_name[n] for n in names if n.startswith("encoderblock")]
+        for i, (image, told) in enumerate(zip(batch, found, strict=True)):
+            reach = visualize.rollout([layer[i] for layer in layers])
+            heat = seen_by_head(model, reach, by_name, i)
+            scale = image.photo.shape[0] / image.size[0]
+            region = model.preprocessing.region(image.size)
+            top, left, bottom, right = (scale * place for place in region)
+            picture = visualize.overlay(image.photo, heat, (top, left, bottom, right))
+            best = told["predictions"][0]
+            text = f"{best['name']} {best['probability']:.1%}"
+            picture = visualize.with_caption(picture, text)
+            target = self.folder / f"{self._name(image.path)}.png"
+            done, png = cv2.imencode(".png", picture[..., ::-1])
+            assert done
+            target.write_bytes(png.tobytes())
+            print(f"written to {target}", file=sys.stderr)
+
+    def _name(self, path: Path) -> str:
+        """The folder and the file, and a number where two are alike."""
+        short = "_".join(path.with_suffix("").parts[-2:]).lstrip("/_")
+        name, number = short, 2
+        while name in self._taken:
+            name, number = f"{short}-{number}", number + 1
+        self._taken.add(name)
+        return name
 
 
 def seen_by_head(

@@ -31,12 +31,18 @@ def rollout(attention: Sequence[np.ndarray]) -> np.ndarray:
     return total
 
 
-def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+def overlay(
+    image: np.ndarray,
+    heat: np.ndarray,
+    region: tuple[float, float, float, float] | None = None,
+) -> np.ndarray:
     """The image, and beside it the image under a heat map.
 
     Args:
       image: uint8 [H, W, 3], RGB.
       heat: [rows, columns], of the patches; its range becomes that of the colours.
+      region: top, left, bottom and right of what the patches are of, in pixels of the
+        image; the rest is shown dark. Default: all of it.
 
     Returns:
       uint8 [H, 2 W, 3], RGB.
@@ -45,12 +51,63 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     (8, 12, 3)
     """
     height, width, _ = image.shape
+    top, left, bottom, right = region or (0.0, 0.0, height, width)
     low, high = heat.min(), heat.max()
     scaled = (heat - low) / (high - low) if high > low else np.zeros_like(heat)
-    smooth = cv2.resize(
-        scaled.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
+    # Where each pixel's centre lies among the centres of the patches.
+    columns = (np.arange(width) + 0.5 - left) / (right - left) * heat.shape[1] - 0.5
+    rows = (np.arange(height) + 0.5 - top) / (bottom - top) * heat.shape[0] - 0.5
+    smooth = cv2.remap(
+        scaled.astype(np.float32),
+        np.broadcast_to(columns, (height, width)).astype(np.float32),
+        np.broadcast_to(rows[:, None], (height, width)).astype(np.float32),
+        interpolation=cv2.INTER_CUBIC,
+        borderMode=cv2.BORDER_REPLICATE,
     )
     shades = (smooth.clip(0, 1) * 255).astype(np.uint8)
     colours = cv2.applyColorMap(shades, cv2.COLORMAP_INFERNO)[..., ::-1]  # BGR to RGB
     mixed = (0.45 * image + 0.55 * colours).astype(np.uint8)
+    seen = np.outer(
+        (rows >= -0.5) & (rows <= heat.shape[0] - 0.5),
+        (columns >= -0.5) & (columns <= heat.shape[1] - 0.5),
+    )
+    mixed = np.where(seen[..., None], mixed, image // 4)
     return np.concatenate([image, mixed], axis=1)
+
+
+def bounded(image: np.ndarray, largest: int) -> np.ndarray:
+    """An image whose sides have at most so many pixels, made smaller if need be.
+
+    >>> bounded(np.zeros((100, 40, 3), np.uint8), 50).shape
+    (50, 20, 3)
+    """
+    height, width, _ = image.shape
+    scale = largest / max(height, width)
+    if scale >= 1:
+        return image
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def with_caption(picture: np.ndarray, text: str) -> np.ndarray:
+    """A picture, uint8 [h, w, 3], with a line of text in a white band below it.
+
+    The line is cut to the picture's width; OpenCV draws ASCII alone.
+
+    >>> with_caption(np.zeros((90, 400, 3), np.uint8), "cat 98.0%").shape
+    (114, 400, 3)
+    """
+    height, width, _ = picture.shape
+    scale = min(max(max(height, width) / 1000, 0.4), 2.0)
+    band = round(30 * scale) * 2
+    text = text.encode("ascii", "replace").decode()
+    while text and cv2.getTextSize(text, _FONT, scale, 1)[0][0] > width - 4:
+        text = text[:-1]
+    canvas = np.full((band, width, 3), 255, np.uint8)
+    thick = max(1, round(scale))
+    at = 2, round(band * 0.7)
+    cv2.putText(canvas, text, at, _FONT, scale, (0, 0, 0), thick, cv2.LINE_AA)
+    return np.concatenate([picture, canvas])

@@ -33,6 +33,7 @@ def program(num_classes: int, loss: str = "softmax_xent") -> Any:
 
     return SimpleNamespace(
         model=SimpleNamespace(apply=apply),
+        abstract_batch={"image": jax.ShapeDtypeStruct((BATCH, 2, 2, 3), "uint8")},
         num_classes=num_classes,
         eval_loss=losses.make(name=loss),  # type: ignore[arg-type]
     )

@@ -15,10 +15,11 @@ import numpy as np
 import timm  # pyright: ignore[reportMissingImports]
 import torch  # pyright: ignore[reportMissingImports]
 import transformers  # pyright: ignore[reportMissingImports]
+from PIL import Image
 from timm.models import mlp_mixer, resnetv2, vision_transformer  # pyright: ignore[reportMissingImports]
 from timm.models.vision_transformer_hybrid import HybridEmbed  # pyright: ignore[reportMissingImports]
 
-from tests.formats import drawn
+from tests.formats import drawn, prepared
 
 TINY: dict[str, Any] = {
     "img_size": 28,
@@ -192,10 +193,20 @@ def make_transformers() -> None:
             save_file(tensors, file, metadata={"format": "pt"})
             read = type(model).from_pretrained(folder).eval().double()
             config = json.loads(Path(folder, "config.json").read_text())
-        found = read(torch_images((28, 28)))
-        outputs = found.logits if hasattr(found, "logits") else found.pooler_output
         record = {"shapes": shapes, "image_size": [28, 28], "config": config}
-        save(name, record, outputs)
+        for side in (21, 35) if name in RESAMPLED else ():
+            keys = {} if "dino" in name else {"interpolate_pos_encoding": True}
+            outputs = outputs_of(read(torch_images((side, side)), **keys))
+            record[f"outputs_at_{side}"] = outputs.numpy().tolist()
+        save(name, record, outputs_of(read(torch_images((28, 28)))))
+
+
+# Those that are computed at other image sizes too.
+RESAMPLED = ("hf-dinov2", "hf-dinov2_with_registers", "hf-vit")
+
+
+def outputs_of(found: Any) -> torch.Tensor:
+    return found.logits if hasattr(found, "logits") else found.pooler_output
 
 
 def layer_norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
@@ -303,6 +314,28 @@ def make_published() -> None:
         save(name, record, outputs)
 
 
+def make_preprocessing() -> None:
+    """What the libraries make of two pictures: normalised pixels [h, w, 3]."""
+    found: dict[str, np.ndarray] = {}
+    for shape, image in prepared.images().items():
+        picture = Image.fromarray(image)
+        for name, cfg in prepared.TIMM.items():
+            about = timm.data.resolve_data_config(pretrained_cfg=cfg)
+            pixels = timm.data.create_transform(**about)(picture)
+            found[f"timm/{name}/{shape}"] = pixels.numpy()
+        for name, (model_type, cfg) in prepared.TRANSFORMERS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                Path(folder, "preprocessor_config.json").write_text(json.dumps(cfg))
+                text = json.dumps({"model_type": model_type})
+                Path(folder, "config.json").write_text(text)
+                processor = transformers.AutoImageProcessor.from_pretrained(folder)
+            pixels = processor(picture, return_tensors="np")["pixel_values"][0]
+            found[f"transformers/{name}/{shape}"] = np.asarray(pixels, np.float32)
+    arrays = {name: pixels.transpose(1, 2, 0) for name, pixels in found.items()}
+    np.savez_compressed(prepared.FILE, **arrays)  # pyright: ignore[reportArgumentType]
+    print(f"{prepared.FILE.name}: {prepared.FILE.stat().st_size:,} bytes")
+
+
 # Of timm's architectures that are not read here one of a kind, and what names it.
 FAMILIES = {
     "aimv2_large_patch14_224": "AIMv2",
@@ -342,6 +375,7 @@ def make_families() -> None:
 
 @torch.no_grad()
 def main() -> None:
+    make_preprocessing()
     make_families()
     make_timm()
     make_transformers()

@@ -338,6 +338,17 @@ class EvalTransform:
                 'config.data.eval.crop="none"; set it to None.'
             )
 
+    def at(self, size: tuple[int, int], new: tuple[int, int]) -> "EvalTransform":
+        """The same for images of `new` size: the same share is cut off.
+
+        >>> EvalTransform(resize=256).at((224, 224), (448, 448)).resize
+        512
+        """
+        if self.resize is None:
+            return self
+        resize = round(self.resize * min(new) / min(size))
+        return dataclasses.replace(self, resize=resize)
+
     def check_size(self, size: tuple[int, int]) -> None:
         """UserError where the crop would be larger than the resized image."""
         if self.resize is not None and self.resize < min(size):

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from vit_jax import bad_examples, distributed, sharding, steps
 from vit_jax import data as datasets
+from vit_jax.checkpoints import adapt
 from vit_jax.data import sections
 from vit_jax.errors import UserError
 from vit_jax.program import Program
@@ -103,6 +104,27 @@ class Evaluator(abc.ABC):
           params: of the model, laid out as those that `check` was given.
           check: called once a batch; what it raises ends the evaluation.
         """
+
+
+def apply_at_any_size(program: Program) -> Callable[..., Any]:
+    """The model's `apply`, for images of other sizes than those of training too.
+
+    Position embeddings are then resampled, as for fine-tuning (arXiv:2010.11929,
+    section 3.2).
+
+    Args:
+      program: of the model.
+    """
+    trained = program.abstract_batch["image"].shape[1:3]
+
+    def apply(variables: Any, images: jax.Array, **keywords: Any) -> Any:
+        size = images.shape[1], images.shape[2]
+        if size != trained:
+            params = adapt.at_size(variables["params"], program.model, trained, size)
+            variables = {**variables, "params": params}
+        return program.model.apply(variables, images, **keywords)
+
+    return apply
 
 
 def a_batch_late(results: Iterable[T]) -> Iterator[T]:

@@ -15,7 +15,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax import distributed, progress, sharding, steps
 from vit_jax.errors import UserError
-from vit_jax.evaluators.base import Evaluator, Examples, a_batch_late
+from vit_jax.evaluators.base import (
+    Evaluator,
+    Examples,
+    a_batch_late,
+    apply_at_any_size,
+)
 from vit_jax.program import Program
 from vit_jax.state import Params
 
@@ -100,7 +105,7 @@ class OnFeatures(Evaluator):
                 )
             examples.check(None)
         step = make_feature_step(
-            program.model.apply,
+            apply_at_any_size(program),
             feature=self.feature,
             mean=self.train.dataset.mean,
             std=self.train.dataset.std,

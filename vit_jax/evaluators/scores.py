@@ -13,6 +13,7 @@ import numpy as np
 from vit_jax import steps
 from vit_jax.data import Dataset
 from vit_jax.errors import UserError
+from vit_jax.evaluators.base import apply_at_any_size
 from vit_jax.program import Program
 
 TOP = 5
@@ -41,10 +42,11 @@ def make_step(
     mean, std = jnp.array(dataset.mean), jnp.array(dataset.std)
     loss = program.eval_loss
     k = program.num_classes if classes is None else len(classes)
+    apply = apply_at_any_size(program)
 
     def eval_step(params: Any, batch: steps.Batch) -> steps.Scalars:
         images = steps.normalize(batch["image"], mean, std)
-        logits = program.model.apply({"params": params}, images, train=False)
+        logits = apply({"params": params}, images, train=False)
         logits, labels = logits.astype(jnp.float32), batch["label"]
         if classes is not None:
             logits, labels = restrict(logits, labels, classes)

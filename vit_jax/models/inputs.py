@@ -22,16 +22,19 @@ def check_images(images: jax.Array, patch: tuple[int, int]) -> None:
             "images must be normalised floating-point pixels [batch, height, width, "
             f"channels]; got {images.dtype} {list(images.shape)}"
         )
+    check_divides(images.shape[1:3], patch)
+
+
+def check_divides(image_size: tuple[int, ...], patch: tuple[int, int]) -> None:
+    """Refuses a (height, width) that is no whole number of patches."""
     hints = []
-    for axis, pixels, size in zip(
-        ("height", "width"), images.shape[1:3], patch, strict=True
-    ):
+    for axis, pixels, size in zip(("height", "width"), image_size, patch, strict=True):
         if pixels % size or not pixels:
             below = pixels // size * size
             nearest = [str(x) for x in (below, below + size) if x]
             hints.append(f"nearest {axis} {' or '.join(nearest)}")
     if hints:
         raise UserError(
-            f"images of {images.shape[1]} x {images.shape[2]} pixels (height x width) "
+            f"images of {image_size[0]} x {image_size[1]} pixels (height x width) "
             f"cannot be cut into patches of {patch[0]} x {patch[1]}: {', '.join(hints)}"
         )

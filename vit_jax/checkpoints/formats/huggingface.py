@@ -260,9 +260,18 @@ def _defaults(kind: str) -> dict[str, Any]:
 
 
 def config(
-    fields: Fields, image_size: tuple[int, int], label_names: Sequence[str] | None
+    fields: Fields,
+    image_size: tuple[int, int],
+    label_names: Sequence[str] | None,
+    loss: str,
 ) -> dict[str, Any]:
     """config.json of a model that `model_type` has found.
+
+    Args:
+      fields: of the model.
+      image_size: (height, width).
+      label_names: of the classes.
+      loss: "sigmoid_xent" where they do not exclude each other.
 
     Raises:
       UserError: if its MLP has a width that dinov2 cannot say.
@@ -323,30 +332,14 @@ def config(
         names = label_names or [f"LABEL_{i}" for i in range(classes)]
         found["id2label"] = {str(i): name for i, name in enumerate(names)}
         found["label2id"] = {name: i for i, name in enumerate(names)}
+        if loss == "sigmoid_xent":
+            found["problem_type"] = "multi_label_classification"
     return found
 
 
 def _swiglu_width(fields: Fields, ratio: float) -> int:
     """What `transformers` makes of dinov2's mlp_ratio: a multiple of 8."""
     return (int(int(fields["width"] * ratio) * 2 / 3) + 7) // 8 * 8
-
-
-def preprocessor(
-    image_size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
-) -> dict[str, Any]:
-    """preprocessor_config.json: the whole image at the size that the model takes."""
-    height, width = image_size
-    return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": height, "width": width},
-        "resample": 2,  # PIL's number of bilinear
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(mean),
-        "image_std": list(std),
-    }
 
 
 def _pair(size: int | list[int]) -> tuple[int, int]:

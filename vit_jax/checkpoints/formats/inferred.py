@@ -29,9 +29,11 @@ class Inferred(NamedTuple):
 
     def if_fits(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """The size if the parameters can be for it."""
-        height, width = self.pixels
-        patches = (size[0] // height) * (size[1] // width)
-        return size if self.patches in (None, patches) else None
+        return size if self.patches in (None, self.count(size)) else None
+
+    def count(self, size: tuple[int, int]) -> int:
+        """How many patches an image of a size has."""
+        return (size[0] // self.pixels[0]) * (size[1] // self.pixels[1])
 
     def image_size(self, given: tuple[int, int] | None) -> tuple[int, int]:
         """(height, width) of the images that the parameters are for.
@@ -44,7 +46,7 @@ class Inferred(NamedTuple):
         """
         height, width = self.pixels
         if given is not None:
-            tokens = (given[0] // height) * (given[1] // width)
+            tokens = self.count(given)
             if self.patches is not None and tokens != self.patches:
                 raise UserError(
                     f"image_size={given} has {tokens} patches; the position embeddings "

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from vit_jax.checkpoints.formats import processors
 from vit_jax.checkpoints.formats.containers import MAX_HEADER, broken
 from vit_jax.checkpoints.formats.inferred import Fields
+from vit_jax.preprocessing import Preprocessing
 
 KEY = "vit_jax"
 # Bytes that the comment of an archive may have.
@@ -30,8 +32,7 @@ class About:
     Attributes:
       model: keywords of `models.create`.
       image_size: (height, width).
-      mean: of the channels, in [0, 1].
-      std: likewise.
+      preprocessing: of the images.
       label_names: of the classes.
       loss: "softmax_xent" where the classes exclude each other, "sigmoid_xent" where
         they do not.
@@ -39,8 +40,7 @@ class About:
 
     model: Fields
     image_size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    preprocessing: Preprocessing
     label_names: tuple[str, ...] | None = None
     loss: Literal["softmax_xent", "sigmoid_xent"] = "softmax_xent"
 
@@ -88,7 +88,7 @@ def read(path: Path) -> About | None:
         return None
     try:
         found = _of_npz(path) if path.suffix == ".npz" else _of_safetensors(path)
-    except (OSError, struct.error, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, struct.error, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise broken(path, "its header cannot be read") from error
     if found is None:
         return None
@@ -121,8 +121,7 @@ def _parse(found: Mapping[str, Any]) -> About:
     return About(
         model={str(k): _field(v) for k, v in found["model"].items()},
         image_size=(int(height), int(width)),
-        mean=tuple(float(x) for x in found["mean"]),
-        std=tuple(float(x) for x in found["std"]),
+        preprocessing=processors.of_json(found["preprocessing"]),
         label_names=None if names is None else tuple(str(n) for n in names),
         loss=loss,
     )

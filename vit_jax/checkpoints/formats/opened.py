@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from vit_jax.checkpoints.formats import (
     families,
     huggingface,
     metadata,
+    processors,
     published,
     timm,
     timm_config,
@@ -24,29 +25,12 @@ from vit_jax.checkpoints.formats.layouts import Entry, Shape
 from vit_jax.checkpoints.formats.state_dicts import StateDict, open_state_dict
 from vit_jax.checkpoints.formats.tensors import MAX_HEADER, Tensors, broken
 from vit_jax.errors import UserError
+from vit_jax.preprocessing import Preprocessing
 from vit_jax.sharding import path_name
 from vit_jax.state import abstract_params
 
 # What timm's files may hold that no model of ours has.
 _TIMM_IGNORED = (r"mask_token|masked_embed", r"(.*\.)?num_batches_tracked")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """How a checkpoint's images are prepared: keys of `config.data` and its `eval`.
-
-    Attributes:
-      mean: of the channels, in [0, 1].
-      std: likewise.
-      resize: pixels of the short side before a central crop; None resizes both sides
-        to the image size.
-      interpolation: of the resizing.
-    """
-
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    resize: int | None = None
-    interpolation: str = "bicubic"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,8 +42,12 @@ class Opened:
       format: "npz", "big_vision", "timm" or "huggingface".
       model: keywords of `models.create`.
       image_size: (height, width) that the parameters are for.
-      preprocessing: of the images; None where the checkpoint does not say.
+      resolution: (height, width) of the images that it is used with: as was asked for,
+        else what its processor makes. Position embeddings are resampled for it.
+      posemb: how, as its own library does; see `adapt.resample`.
+      preprocessing: of the images, as it is written; None where it does not say.
       label_names: of the classes; None where it does not say.
+      loss: "sigmoid_xent" where it says that classes do not exclude each other.
       tensors: of the network in it, by the names that it gives them.
       beside: other tensors in the same dict of the file.
       entries: what maps to what, by their names. Each of our parameters stands once.
@@ -73,8 +61,11 @@ class Opened:
     format: str
     model: Fields
     image_size: tuple[int, int]
+    resolution: tuple[int, int]
+    posemb: Literal["linear", "cubic", "cubic_no_antialias"]
     preprocessing: Preprocessing | None
     label_names: tuple[str, ...] | None
+    loss: Literal["softmax_xent", "sigmoid_xent"]
     tensors: Tensors
     beside: Tensors
     entries: dict[str, Entry]
@@ -241,6 +232,7 @@ def open_checkpoint(
     path: Path,
     *,
     image_size: tuple[int, int] | None = None,
+    resolution: tuple[int, int] | None = None,
     model: Mapping[str, Any] | None = None,
     weights: str | None = None,
     as_others: bool = False,
@@ -250,7 +242,11 @@ def open_checkpoint(
     Args:
       path: a .npz or .safetensors file, one of `torch.save` (.pth, .pt, .bin, .ckpt,
         .pth.tar), or a directory with config.json.
-      image_size: (height, width), where the format does not say and it is no square.
+      image_size: (height, width) that the parameters are for, where the format does not
+        say it.
+      resolution: (height, width) to use it at; default: as its images are prepared. It
+        is taken for `image_size` too where the format does not say it and it is no
+        square.
       model: fields of the model that win over what is inferred, such as `num_heads`.
       weights: which of several in a file of `torch.save`; see `open_state_dict`.
       as_others: reads it as another program does, without what vit_jax wrote of it.
@@ -259,15 +255,20 @@ def open_checkpoint(
       UserError: if it is none of the formats, broken, or of an unknown model.
     """
     if path.is_dir():
-        return _open_directory(path, image_size, model or {}, weights, as_others)
+        sizes = image_size, resolution
+        return _open_directory(path, sizes, model or {}, weights, as_others)
     found = open_state_dict([path], weights=weights)
     about = None if as_others else metadata.find(path)
-    return _open(path, found, {}, image_size, model or {}, about)
+    return _open(path, found, {}, (image_size, resolution), model or {}, about)
+
+
+# The size of a checkpoint's images, and the one to use it at, where they are given.
+_GivenSizes = tuple[tuple[int, int] | None, tuple[int, int] | None]
 
 
 def _open_directory(
     path: Path,
-    image_size: tuple[int, int] | None,
+    sizes: _GivenSizes,
     model: Mapping[str, Any],
     weights: str | None,
     as_others: bool,
@@ -283,7 +284,7 @@ def _open_directory(
         _weight_files(path), weights=weights, named="model_type" not in config
     )
     about = None if as_others else metadata.find(path)
-    return _open(path, found, config, image_size, model, about)
+    return _open(path, found, config, sizes, model, about)
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -321,7 +322,7 @@ def _open(
     path: Path,
     found: StateDict,
     config: Mapping[str, Any],
-    image_size: tuple[int, int] | None,
+    sizes: _GivenSizes,
     given: Mapping[str, Any],
     about: metadata.About | None,
 ) -> Opened:
@@ -343,9 +344,7 @@ def _open(
             "of a family that is not known here"
         ) from error
     fields = {**inferred.fields, **known}
-    if image_size is None and about is not None:
-        image_size = inferred.if_fits(about.image_size)
-    size = inferred.image_size(image_size)
+    size, resolution, preprocessing = _sizes(path, inferred, config, sizes, about)
     shapes = shapes_of(fields, size)
     entries, covered = {}, set()
     for entry in entries_of(fields, shapes):
@@ -356,17 +355,19 @@ def _open(
     ignored = [n for n in rest if _any(patterns, n)]
     ignored += found.ignored
     left_out = [*rest, *found.beside]
-    preprocessing, labels = _around(path, config)
+    labels, loss = _labels(config), _loss(config)
     if about is not None:
-        labels = about.label_names or labels
-        preprocessing = preprocessing or Preprocessing(mean=about.mean, std=about.std)
+        labels, loss = about.label_names or labels, about.loss
     return Opened(
         path=path,
         format=format_,
         model=fields,
         image_size=size,
+        resolution=resolution,
+        posemb=_posemb_of(format_, config),
         preprocessing=preprocessing,
         label_names=labels,
+        loss=loss,
         tensors=found.tensors,
         beside=found.beside,
         entries=entries,
@@ -430,42 +431,94 @@ def shapes_of(
     return {path: leaf.shape for path, leaf in flatten(tree).items()}
 
 
-def _around(
-    path: Path, config: Mapping[str, Any]
-) -> tuple[Preprocessing | None, tuple[str, ...] | None]:
-    """How images are prepared and what the classes are called, from files beside it."""
-    labels = None
-    if isinstance(config.get("id2label"), dict):
-        names = config["id2label"]
-        try:
-            labels = tuple(str(names[str(i)]) for i in range(len(names)))
-        except KeyError:
-            labels = None
+def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """What the classes are called."""
     if timm_config.is_timm(config):
-        labels = timm_config.label_names(config)
-    if isinstance(config.get("pretrained_cfg"), dict):
-        return _timm_preprocessing(config["pretrained_cfg"]), labels
-    if path.is_dir() and (path / "preprocessor_config.json").exists():
-        return _hf_preprocessing(_read_json(path / "preprocessor_config.json")), labels
-    return None, labels
+        return timm_config.label_names(config)
+    names = config.get("id2label")
+    if not isinstance(names, dict):
+        return None
+    try:
+        return tuple(str(names[str(i)]) for i in range(len(names)))
+    except KeyError:
+        return None
 
 
-def _timm_preprocessing(cfg: Mapping[str, Any]) -> Preprocessing:
-    size = cfg["input_size"][-1]
-    return Preprocessing(
-        mean=tuple(cfg["mean"]),
-        std=tuple(cfg["std"]),
-        resize=int(size / cfg["crop_pct"]),
-        interpolation=cfg["interpolation"],
-    )
+def _loss(config: Mapping[str, Any]) -> Literal["softmax_xent", "sigmoid_xent"]:
+    """As the classification pipeline of transformers chooses."""
+    labels = config.get("id2label")
+    one = isinstance(labels, dict) and len(labels) == 1
+    several = config.get("problem_type") == "multi_label_classification"
+    return "sigmoid_xent" if one or several else "softmax_xent"
 
 
-def _hf_preprocessing(cfg: Mapping[str, Any]) -> Preprocessing:
-    size = cfg["size"]
-    return Preprocessing(
-        mean=tuple(cfg["image_mean"]),
-        std=tuple(cfg["image_std"]),
-        resize=size.get("shortest_edge") if isinstance(size, dict) else None,
-        # Numbers of PIL's filters.
-        interpolation={2: "bilinear", 3: "bicubic"}.get(cfg["resample"], "bicubic"),
-    )
+def _posemb_of(
+    format_: str, config: Mapping[str, Any]
+) -> Literal["linear", "cubic", "cubic_no_antialias"]:
+    if format_ == "timm":
+        return "cubic"
+    if format_ != "huggingface":
+        return "linear"
+    antialias = config["model_type"] == "dinov2_with_registers"
+    return "cubic" if antialias else "cubic_no_antialias"
+
+
+def _sizes(
+    path: Path,
+    inferred: Inferred,
+    config: Mapping[str, Any],
+    given: _GivenSizes,
+    of_ours: metadata.About | None,
+) -> tuple[tuple[int, int], tuple[int, int], Preprocessing | None]:
+    """The size that the parameters are for, the one to use, and the preprocessing."""
+    image_size, resolution = given
+    if image_size is None and of_ours is not None:
+        image_size = inferred.if_fits(of_ours.image_size)
+    about = None if of_ours is None else of_ours.preprocessing
+    if "model_type" in config:
+        size = inferred.image_size(image_size)
+        about = _of_transformers(path, str(config["model_type"]), size) or about
+        resolution = resolution or (None if about is None else about.size)
+        return size, resolution or size, about
+    if timm_config.is_timm(config):
+        about = processors.of_timm(config, str(path / "config.json"))
+    if image_size is None:
+        image_size = _size_said(inferred, about, resolution)
+    size = inferred.image_size(image_size)
+    return size, resolution or size, about
+
+
+def _size_said(
+    inferred: Inferred,
+    about: Preprocessing | None,
+    resolution: tuple[int, int] | None,
+) -> tuple[int, int] | None:
+    """The size of the images, where the parameters do not tell it."""
+    said = None if about is None else about.size
+    if inferred.patches is None:
+        return resolution or said
+    if inferred.grid is not None:
+        return None
+    if said is not None and inferred.if_fits(said) is not None:
+        return said
+    square = round(inferred.patches**0.5) ** 2 == inferred.patches
+    return None if square else resolution
+
+
+def _of_transformers(
+    path: Path, model_type: str, image_size: tuple[int, int]
+) -> Preprocessing | None:
+    """From the file beside a config.json, or from the newer one with all processors."""
+    for name, key in (
+        ("processor_config.json", "image_processor"),
+        ("preprocessor_config.json", None),
+    ):
+        file = path / name
+        if path.is_dir() and file.exists():
+            found = _read_json(file)
+            found = found if key is None else found.get(key)
+            if isinstance(found, dict):
+                return processors.of_transformers(
+                    found, model_type, image_size, str(file)
+                )
+    return None

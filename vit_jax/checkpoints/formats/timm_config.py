@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_jax.checkpoints.formats import timm
+from vit_jax.checkpoints.formats import processors, timm
 from vit_jax.checkpoints.formats.inferred import Fields, Inferred
 from vit_jax.checkpoints.formats.layouts import Shape
 from vit_jax.checkpoints.formats.metadata import About
@@ -163,7 +163,7 @@ def _of(key: str, value: Any, known: Mapping[str, str]) -> str:
 
 
 def pretrained_cfg(fields: Fields, about: About) -> dict[str, Any]:
-    """How images are prepared: the whole image at the size that the model takes."""
+    """How images are prepared, and what the first and last layers are called."""
     classifier = "head.fc" if fields["name"] == "resnet" else "head"
     stems = {"resnet": "stem.conv", "mixer": "stem.proj", "vit": "patch_embed.proj"}
     first = stems[fields["name"]]
@@ -171,13 +171,8 @@ def pretrained_cfg(fields: Fields, about: About) -> dict[str, Any]:
         stem = "stem.conv" if fields["resnet"] else "conv"
         first = f"patch_embed.backbone.{stem}"
     return {
-        "input_size": [3, *about.image_size],
+        **processors.to_timm(about.preprocessing, about.image_size)[0],
         "fixed_input_size": fields["name"] != "resnet",
-        "interpolation": "bilinear",
-        "crop_pct": 1.0,
-        "crop_mode": "squash",
-        "mean": list(about.mean),
-        "std": list(about.std),
         "first_conv": first,
         "classifier": ["head", "head_dist"] if fields.get("distilled") else classifier,
     }
@@ -189,6 +184,14 @@ _HYBRIDS = {
     (2, 2, 2, 2): "vit_small_r26_s32_224",
     (3, 4, 9): "vit_base_r50_s16_224",
     (3, 4, 6, 3): "vit_large_r50_s32_224",
+}
+_MIXERS = {
+    (32, 512, 8): "mixer_s32_224",
+    (16, 512, 8): "mixer_s16_224",
+    (32, 768, 12): "mixer_b32_224",
+    (16, 768, 12): "mixer_b16_224",
+    (32, 1024, 24): "mixer_l32_224",
+    (16, 1024, 24): "mixer_l16_224",
 }
 _BITS = {
     ((3, 4, 6, 3), 1): "resnetv2_50x1_bit",
@@ -251,18 +254,19 @@ def _architecture(
                 "a DST that ends in .safetensors, which has no config.json"
             )
         return _BITS[key], {}
-    act = {"erf": "gelu", "tanh": "gelu_tanh"}[fields["gelu"]]
     if fields["name"] == "mixer":
         width = fields["width"]
+        key = fields["patch_size"], width, fields["depth"]
+        if key not in _MIXERS:
+            raise UserError(
+                f"timm has no Mixer with patch_size={key[0]}, width={width}, "
+                f"depth={key[2]}: give a DST that ends in .safetensors, which has no "
+                "config.json"
+            )
         ratios = [_ratio(fields[k], width) for k in ("tokens_mlp_dim", "mlp_dim")]
-        return "mixer_b16_224", {
-            "img_size": list(image_size),
-            "patch_size": fields["patch_size"],
-            "embed_dim": width,
-            "num_blocks": fields["depth"],
-            "mlp_ratio": ratios,
-            "act_layer": act,
-        }
+        size = list(image_size)
+        return _MIXERS[key], {"img_size": size, "mlp_ratio": ratios}
+    act = {"erf": "gelu", "tanh": "gelu_tanh"}[fields["gelu"]]
     return _vit(fields, image_size, act)
 
 

@@ -20,6 +20,7 @@ from vit_jax.checkpoints.adapt import with_table
 from vit_jax.checkpoints.formats import (
     huggingface,
     metadata,
+    processors,
     published,
     timm,
     timm_config,
@@ -28,6 +29,7 @@ from vit_jax.checkpoints.formats.containers import write_safetensors
 from vit_jax.checkpoints.formats.layouts import Entry
 from vit_jax.checkpoints.formats.opened import Opened, open_checkpoint, shapes_of
 from vit_jax.errors import UserError
+from vit_jax.preprocessing import Preprocessing
 
 Format = Literal["npz", "big_vision", "timm", "huggingface"]
 # What readers of a format take for granted, since it cannot say it.
@@ -58,8 +60,7 @@ def write_checkpoint(
     model: Mapping[str, Any],
     params: Mapping[str, np.ndarray],
     image_size: tuple[int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
+    preprocessing: Preprocessing,
     label_names: Sequence[str] | None = None,
     loss: str = "softmax_xent",
     allow: Collection[str] = (),
@@ -76,8 +77,7 @@ def write_checkpoint(
       model: keywords of `models.create`.
       params: by path, layers in a loop, float32.
       image_size: (height, width).
-      mean: of the channels, for Hugging Face; and `std`.
-      std: likewise.
+      preprocessing: of the images.
       label_names: of the classes.
       loss: that the model was trained with.
       allow: fields of the model that may be lost, such as "gelu".
@@ -109,8 +109,7 @@ def write_checkpoint(
     about = metadata.About(
         model=fields,
         image_size=image_size,
-        mean=tuple(mean),
-        std=tuple(std),
+        preprocessing=preprocessing,
         label_names=None if label_names is None else tuple(label_names),
         loss="sigmoid_xent" if loss == "sigmoid_xent" else "softmax_xent",
     )
@@ -136,12 +135,12 @@ def write_checkpoint(
             )
             (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         elif to == "huggingface":
-            config = huggingface.config(fields, image_size, label_names)
+            config = huggingface.config(fields, image_size, label_names, loss)
             (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            processor = huggingface.preprocessor(image_size, mean, std)
+            processor, _ = processors.to_transformers(preprocessing)
             text = json.dumps(processor, indent=2) + "\n"
             (temporary / "preprocessor_config.json").write_text(text)
-        compare(temporary, fields, image_size, params)
+        compare(temporary, fields, image_size, params, allow=allow)
     return open_checkpoint(path)
 
 
@@ -282,6 +281,8 @@ def compare(
     fields: Mapping[str, Any],
     image_size: tuple[int, int],
     params: Mapping[str, np.ndarray],
+    *,
+    allow: Collection[str] = (),
 ) -> None:
     """Reads a checkpoint back: the same model, and the same bits.
 
@@ -291,8 +292,12 @@ def compare(
     Raises:
       UserError: if another model would be read from it.
     """
+    known = {key: fields[key] for key in allow if key in fields}
     for_others = open_checkpoint(
-        path, image_size=image_size, model=_hints(fields), as_others=True
+        path,
+        image_size=image_size,
+        model={**_hints(fields), **known},
+        as_others=True,
     )
     for_others.check_complete()
     if for_others.shapes != shapes_of(fields, image_size):
@@ -304,7 +309,7 @@ def compare(
         if key in wanted and again[key] != wanted[key]:
             raise UserError(
                 f"{for_others.format} cannot say model.{key}={wanted[key]}: it would be"
-                f" read as {again[key]}"
+                f" read as {again[key]}. --allow={key} if yours is told in another way"
             )
     opened = open_checkpoint(path)
     opened.check_complete()
