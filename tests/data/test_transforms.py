@@ -328,7 +328,7 @@ def test_bad_eval_keys():
         EvalTransform(resize=32, crop="none")
     with pytest.raises(UserError, match="expected one of central, none"):
         EvalTransform(crop="center")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UserError, match="resize=20 is less than the image size"):
+    with pytest.raises(UserError, match="resize=20 does not go with the image size"):
         EvalTransform(resize=20).check_size((28, 28))
 
 
