@@ -20,7 +20,7 @@ from vit_jax import (
 )
 from vit_jax.bad_examples import BadExamples
 from vit_jax.checkpoints import Checkpoints, adapt, takeover
-from vit_jax.errors import NonFiniteLossError, Preempted, UserError
+from vit_jax.errors import BadExample, NonFiniteLossError, Preempted, UserError
 from vit_jax.evaluators import Result, records
 from vit_jax.observer import Observer, Scalars, Tracer
 from vit_jax.run import Run
@@ -62,7 +62,10 @@ def train_and_evaluate(
         train_saved(workdir, config, run, clock, begin)
         if not distributed.is_first():
             return {}
-        return summarize(workdir, run, clock.seconds())
+        results = summarize(workdir, run, clock.seconds())
+        for warning in run.warnings():  # by now the first of these has scrolled away
+            print(f"WARNING: {warning}", flush=True)
+        return results
 
 
 def train_saved(
@@ -85,6 +88,13 @@ def train_saved(
             saved.wait()
             where = where_it_stands(saved, workdir)
             raise Preempted(f"{where}; run the same command to go on") from None
+        except BadExample as error:
+            if distributed.alone():  # else it is this process alone that knows
+                saved.wait()
+            raise UserError(
+                f"{error} {where_it_stands(saved, workdir)}; the same command goes on "
+                "from there, with that flag or once the file is replaced"
+            ) from error
         except NonFiniteLossError as error:
             saved.wait()
             raise NonFiniteLossError(
@@ -258,7 +268,9 @@ def pretrained(run: Run, initial: Any) -> Any:
     assert run.init_from is not None
     path = workdirs.absolute(run.init_from)
     with distributed.agreed():
-        source = adapt.read_weights(path, progress=progress.of_reading(path))
+        source = adapt.read_weights(
+            path, weights=run.init_weights, progress=progress.of_reading(path)
+        )
         fields = {**run.model_fields, "num_classes": run.num_classes}
         try:
             arrays, said = adapt.adapt(
@@ -354,6 +366,8 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> Scalars:
             directory, params = source, pretrained(run, None)
     writes = False
     if distributed.is_first():
+        for note in run.notes():
+            print(note, flush=True)
         print(f"Evaluates {directory}.", flush=True)
         writes = can_write(workdir)
     found: Scalars = {}
@@ -415,6 +429,8 @@ def announce(workdir: epath.Path, run: Run, saved: Checkpoints, overview: str) -
         f"{run.dataset.num_examples:,} training images, {run.num_classes} classes; "
         f"{run.total_steps:,} steps of {run.batch_size} on {run.mesh.size} x {device} "
         f"({axes}).\n"
+        + "".join(f"{note}\n" for note in run.notes())
+        + "".join(f"WARNING: {warning}\n" for warning in run.warnings())
         + (f"Goes on from step {step}. " if step else "")
         + "".join(f"Note: {note}.\n" for note in saved.notes)
         + f"Compiling; logs go to {workdir}.",

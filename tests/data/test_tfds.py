@@ -21,10 +21,13 @@ FORMATS = ("array_record", "tfrecord")
 
 
 def opened(data_dir, **keys):
-    defaults = {"split": "train", "image_key": "small", "label_key": "label"}
-    return open_source(
-        **({"name": "animals"} | defaults | keys), data_dir=str(data_dir)
-    )
+    defaults: dict[str, Any] = {
+        "split": "train",
+        "image_key": "small",
+        "label_key": "label",
+    }
+    given: dict[str, Any] = {"name": "animals"} | defaults | keys
+    return open_source(**given, data_dir=str(data_dir))
 
 
 def by_tfds(root: Path, file_format: str, split: str) -> list[Any]:

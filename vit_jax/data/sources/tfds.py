@@ -39,6 +39,7 @@ class TfdsSource:
     """Records of a prepared TFDS dataset. See `base.Source`."""
 
     in_memory = False
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
