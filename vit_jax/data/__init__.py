@@ -12,7 +12,7 @@ from vit_jax.data.decode import to_rgb
 from vit_jax.data.pipeline import Skipped
 from vit_jax.data.sources import Source, open_source
 from vit_jax.data.sources.mixture import open_mixture
-from vit_jax.data.transforms import EvalTransform, TrainTransform
+from vit_jax.data.transforms import LARGEST_SIDE, EvalTransform, TrainTransform
 from vit_jax.errors import UserError
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "to_rgb",
 ]
 
+_MOST_WORKERS = 1024  # processes, and threads of each
 _NO_PARTS: dict[str, Any] = {}
 
 
@@ -92,18 +93,19 @@ def make(
         UserError: whatever is missing, broken or contradictory.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if len(size) != 2 or min(size) < 1:
+    if len(size) != 2 or not 1 <= min(size) <= max(size) <= LARGEST_SIDE:
         raise UserError(
-            f"config.data.image_size={image_size}; expected pixels, or (height, width)."
+            f"config.data.image_size={image_size}; expected pixels, or (height, "
+            f"width), 1 to {LARGEST_SIDE:,}."
         )
-    for key, value, least in (
-        ("num_workers", num_workers, 0),
-        ("num_threads", num_threads, 1),
-        ("max_bad_examples", max_bad_examples, 0),
+    for key, value, least, most in (
+        ("num_workers", num_workers, 0, _MOST_WORKERS),
+        ("num_threads", num_threads, 1, _MOST_WORKERS),
+        ("max_bad_examples", max_bad_examples, 0, 2**31),
     ):
-        if value is not None and value < least:
+        if value is not None and not least <= value <= most:
             raise UserError(
-                f"config.data.{key}={value}; expected {least} or more, or None."
+                f"config.data.{key}={value}; expected {least} to {most:,}, or None."
             )
     if on_bad_example not in ("error", "skip"):
         raise UserError(

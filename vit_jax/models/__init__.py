@@ -1,7 +1,7 @@
 """Models by name; the only part of vit_jax that knows Flax Linen."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
@@ -82,6 +82,7 @@ def create(
             f'"{list_models(name)[0]}", or set model.{missing[0]}'
         )
     _check_choices(MODELS[name], values)
+    _check_sizes(values)
     return MODELS[name](**values)
 
 
@@ -135,6 +136,30 @@ def place(
     """The model as it runs on a mesh; see the fields of `VisionTransformer`."""
     placed = model.clone(constrain=constrain, classify=classify)
     return placed if attend is None else placed.clone(attend=attend)
+
+
+# Larger numbers are slips of the finger, which the compiler may not survive.
+_LARGEST = {
+    "depth": 2**12,
+    "num_classes": 2**24,
+    "num_heads": 2**12,
+    "registers": 2**12,
+}
+_LARGEST_OTHER = 2**20
+
+
+def _check_sizes(values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if key == "head_bias_init":  # it may be negative
+            continue
+        largest = _LARGEST[key] if key in _LARGEST else _LARGEST_OTHER
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            if isinstance(number, int) and not 0 <= number <= largest:
+                raise UserError(
+                    f"config.model.{key} is {value}: it should be at most {largest:,}, "
+                    "and not negative"
+                )
 
 
 def _check_choices(model: type, values: dict[str, Any]) -> None:
