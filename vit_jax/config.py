@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import importlib.util
 import inspect
+import math
 import sys
 import types
 import typing
@@ -295,9 +296,11 @@ def coerce(where: str, value: Any, type_: Any) -> Any:
     if isinstance(value, config_dict.FieldReference):
         value = value.get()
     fits, result = fit(value, type_)
+    shown = f'"{value}"' if isinstance(value, str) else f"{value!r}"
+    if fits and not _is_finite(result):
+        raise UserError(f"config.{where} is {shown}: it should be finite")
     if fits:
         return result
-    shown = f'"{value}"' if isinstance(value, str) else f"{value!r}"
     names = [n for t in members(type_) for n in literal_names(t)]
     if names and isinstance(value, str):
         raise UserError(f"config.{where} is {shown}; {did_you_mean(value, names)}")
@@ -334,6 +337,13 @@ def fit(value: Any, type_: Any) -> tuple[bool, Any]:
     if type_ is int and type(value) is float and value.is_integer():
         return True, int(value)
     return type(value) is type_, value
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether no number is NaN or infinite: no key has a use for one."""
+    if isinstance(value, tuple):
+        return all(_is_finite(part) for part in value)
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def members(type_: Any) -> tuple[Any, ...]:

@@ -78,6 +78,20 @@ def test_check_finds_images_of_another_size():
         ({"num_workers": -1}, "num_workers=-1; expected 0 or more"),
         ({"num_threads": 0}, "num_threads=0; expected 1 or more"),
         ({"train": {"crop": "crop"}}, "expected one of"),
+        (
+            {"mean": (123.675, 116.28, 103.53)},
+            r"mean=\(123.* pixels in 0\.\.1.*config\.data\.mean=0\.485,0\.456,0\.406",
+        ),
+        (
+            {"std": (58.395, 57.12, 57.375)},
+            r"above 0 and at most 1; .*config\.data\.std=0\.229,0\.224,0\.225",
+        ),
+        ({"std": (-1.0, 1.0, 1.0)}, r"each number should be above 0 and at most 1\.$"),
+        ({"std": (0.5, 0.0, 0.5)}, "should be above 0"),
+        ({"std": (0.5, np.inf, 0.5)}, "should be above 0"),
+        ({"std": (0.5, np.nan, 0.5)}, "should be above 0"),
+        ({"mean": (-0.1, 0.5, 0.5)}, r"should be in 0\.\.1\.$"),
+        ({"mean": (np.nan, 0.5, 0.5)}, r"should be in 0\.\.1"),
     ],
     ids=str,
 )

@@ -117,3 +117,30 @@ def _check(images: np.ndarray, labels: np.ndarray, where: str) -> None:
             f"{where}: {len(images)} images but {len(labels)} labels; one for each "
             "is needed."
         )
+    if integers:
+        bounds = np.iinfo(np.int32)
+        bad = np.flatnonzero((labels < bounds.min) | (labels > bounds.max))
+    else:
+        bad = np.flatnonzero(~labels_are_sets(labels))
+    if len(bad):
+        expected = "a class number" if integers else "1 or 0, or a share between"
+        value = labels[bad[0]] if integers else _first_impossible(labels[bad[0]])
+        raise UserError(
+            f"{where}, record {bad[0]}: label {value} is not possible, expected "
+            f"{expected} ({len(bad)} of {len(labels)} records have such labels); "
+            "correct the labels."
+        )
+
+
+def labels_are_sets(labels: np.ndarray) -> np.ndarray:
+    """Whether all values of label vectors [..., k] are in [0, 1]; NaN is not.
+
+    >>> labels_are_sets(np.array([[0.0, 1.0], [0.5, -3.0], [0.5, np.nan]])).tolist()
+    [True, False, False]
+    """
+    return ((labels >= 0) & (labels <= 1)).all(axis=-1)
+
+
+def _first_impossible(vector: np.ndarray) -> str:
+    position = int(np.flatnonzero(~((vector >= 0) & (vector <= 1)))[0])
+    return f"{vector[position]} for class {position}"
