@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {
+        "class_names",
         "cluster",
         "compiler",
         "flags",
@@ -66,6 +67,7 @@ NEIGHBOURS = {
     ("checkpoints", "distillation"),
     ("distillation", "state"),
     ("checkpoints", "state"),
+    ("checkpoints", "workdirs"),
     ("sharding", "layouts"),
     ("convert", "predict"),
 }

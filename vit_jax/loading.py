@@ -5,7 +5,6 @@ logits = model(np.stack([model.preprocess(image)]))
 """
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -233,7 +232,11 @@ def _load_run(path: epath.Path, step: int | None, given: Mapping[str, Any]) -> M
         for key, value in config["model"].items()
         if value is not None
     }
-    fields |= {"num_classes": checkpoints.head_width(directory), **given}
+    classes = checkpoints.head_width(directory)
+    fields |= {"num_classes": classes, **given}
+    names = checkpoints.read_label_names(directory.parent.parent)
+    if names is not None:  # a head may be wider than the data that it learned from
+        names += tuple(str(i) for i in range(len(names), classes or 0))
     data = config["data"]
     size = _pair(data["image_size"])
     module = models.create(**fields)
@@ -249,7 +252,7 @@ def _load_run(path: epath.Path, step: int | None, given: Mapping[str, Any]) -> M
         mean=data["mean"],
         std=data["std"],
         transform=functools.partial(_evaluate, EvalTransform(**data["eval"]), size),
-        label_names=_label_names(directory.parent.parent / workdirs.LABEL_NAMES),
+        label_names=names,
         loss=config["loss"]["name"],
     )
 
@@ -265,7 +268,3 @@ def _evaluate(
     transform: EvalTransform, size: tuple[int, int], image: np.ndarray
 ) -> np.ndarray:
     return transform(image, size)
-
-
-def _label_names(path: epath.Path) -> list[str] | None:
-    return json.loads(path.read_text()) if path.exists() else None

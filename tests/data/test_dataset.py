@@ -108,3 +108,37 @@ def test_importing_is_cheap():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert run.stdout == "[]\n"
+
+
+def test_other_class_numbers(tfds_dir):
+    """Of one class an image, and of several."""
+    keys: dict[str, Any] = {"name": "animals", "image_size": 8, "train": {}, "eval": {}}
+    keys["data_dir"] = str(tfds_dir / "array_record")
+    places, names = (4, 0, 2), ("b", "x", "c", "y", "a")
+    for label_key in ("label", "labels"):
+        before = data.make(**keys, label_key=label_key)
+        after = before.renumbered(places, num_classes=5, label_names=names)
+        assert (after.num_classes, after.label_names) == (5, names)
+        assert after.fingerprint == before.fingerprint
+        assert (after.label_classes is None) == (label_key == "label")
+        (old,), (new,) = (list(d.eval_batches(batch_size=23)) for d in (before, after))
+        np.testing.assert_array_equal(old["image"], new["image"])
+        if label_key == "label":
+            assert new["label"].tolist() == [places[i] for i in old["label"]]
+        else:
+            np.testing.assert_array_equal(new["label"][:, places], old["label"])
+            assert not new["label"][:, [1, 3]].any()
+
+
+def test_other_class_numbers_in_memory():
+    before, places = mini(), np.roll(np.arange(10), 3)
+    after = before.renumbered(
+        places.tolist(), num_classes=10, label_names=[*"abcdefghij"]
+    )
+    labels = before.source.labels()
+    np.testing.assert_array_equal(after.source.labels(), places[labels])
+    (old,), (new,) = (
+        list(d.eval_batches(batch_size=8000))[:1] for d in (before, after)
+    )
+    np.testing.assert_array_equal(old["image"], new["image"])
+    np.testing.assert_array_equal(new["label"], places[old["label"]])

@@ -138,7 +138,7 @@ def labels_are_sets(labels: np.ndarray) -> np.ndarray:
     >>> labels_are_sets(np.array([[0.0, 1.0], [0.5, -3.0], [0.5, np.nan]])).tolist()
     [True, False, False]
     """
-    return ((labels >= 0) & (labels <= 1)).all(axis=-1)
+    return np.asarray(((labels >= 0) & (labels <= 1)).all(axis=-1))
 
 
 def _first_impossible(vector: np.ndarray) -> str:
