@@ -24,13 +24,13 @@ from vit_jax.checkpoints.formats.opened import (
     open_checkpoint,
     shapes_of,
 )
+from vit_jax.checkpoints.matching import refuse_differences
 from vit_jax.checkpoints.reading import (
     choose,
     is_run,
     read_arrays,
     read_config,
     read_label_names,
-    refuse_differences,
 )
 from vit_jax.errors import UserError
 from vit_jax.state import Params
@@ -63,6 +63,7 @@ class Weights:
       image_size: (height, width).
       normalization: mean and standard deviation of the channels, where it says them.
       label_names: of the classes, where it says them.
+      said: what was chosen of a file and left out, for the user.
     """
 
     path: epath.Path | None = None
@@ -71,22 +72,27 @@ class Weights:
     image_size: tuple[int, int]
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None
     label_names: tuple[str, ...] | None = None
+    said: tuple[str, ...] = ()
 
 
 def read_weights(
-    path: epath.Path, *, progress: Callable[[int, int], None] | None = None
+    path: epath.Path,
+    *,
+    weights: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Weights:
     """The weights of a workdir of ours, or of another library's checkpoint.
 
     Args:
       path: of either.
+      weights: which of several in a file of `torch.save`; see `vit_jax.load`.
       progress: called with the bytes read so far and in all, of another library's.
 
     Raises:
       UserError: if there is none, it is broken, or of an unknown model.
     """
     if not is_run(path):
-        opened = open_checkpoint(Path(path))
+        opened = open_checkpoint(Path(path), weights=weights)
         opened.check_complete()
         about = opened.preprocessing
         return Weights(
@@ -96,7 +102,10 @@ def read_weights(
             image_size=opened.image_size,
             normalization=None if about is None else (about.mean, about.std),
             label_names=opened.label_names,
+            said=opened.said,
         )
+    if weights is not None:
+        raise UserError(f"weights={weights}: {path} is a workdir, which has no more")
     directory = choose(path)
     config = read_config(directory)
     data = config["data"]
@@ -144,7 +153,7 @@ def adapt(
     _refuse_other_functions(source.model, model)
     wanted = shapes_of(model, image_size)
     head, stored, of_head = _head_by_name(source, wanted, head, label_names)
-    said: list[str] = []
+    said = list(source.said)
     fixed = getattr(_create(source.model), "posemb", None) == "sincos2d"
     if fixed and _POSEMB in wanted:
         _, stored = with_table(source.model, stored, source.image_size)

@@ -40,7 +40,9 @@ def read_teacher(
     Raises:
       UserError: if it cannot be read, or has other classes.
     """
-    source = adapt.read_weights(path, progress=progress)
+    source = adapt.read_weights(
+        path, weights=distillation.teacher_weights, progress=progress
+    )
     found = class_names.match(label_names, source.label_names)
     if found.unknown:
         assert label_names is not None and source.label_names is not None

@@ -8,6 +8,7 @@ import numpy as np
 from vit_jax.data import pipeline
 from vit_jax.data.builder import BatchBuilder
 from vit_jax.data.sources import Source
+from vit_jax.data.sources.arrays import ArraySource
 from vit_jax.data.sources.mixture import MixtureSource
 from vit_jax.data.sources.renumbered import RenumberedSource
 from vit_jax.data.transforms import EvalTransform, TrainTransform
@@ -62,7 +63,9 @@ class Dataset:
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes where the source says so, else None."""
+        """Number of classes where the source or all of its labels say so, else None."""
+        if self.source.num_classes is None and isinstance(self.source, ArraySource):
+            return self.source.implied_classes
         return self.source.num_classes
 
     @property
@@ -162,7 +165,7 @@ class Dataset:
                 has too few classes. Where bad examples are skipped: all are bad.
                 With `one_class`, a label vector does not sum to 1.
         """
-        known = self.num_classes
+        known = self.source.num_classes
         if not train and isinstance(self.source, MixtureSource):
             raise UserError(
                 'config.data.name="mixture" is for training: an evaluation needs '

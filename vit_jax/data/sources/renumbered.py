@@ -29,6 +29,7 @@ class RenumberedSource:
         self.multi_hot = source.multi_hot
         self.fingerprint = source.fingerprint
         self.in_memory = source.in_memory
+        self.notes = source.notes
 
     def __len__(self) -> int:
         return len(self._source)

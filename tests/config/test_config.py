@@ -67,7 +67,7 @@ def test_overrides(key: str, text: str, value: Any) -> None:
         ("evals.test", "5", "is a section"),
         ("cutmix", "1e999", "config.cutmix is inf: it should be finite"),
         ("model.layer_norm_epsilon", "1e999", "should be finite"),
-        ("data.std", "(1e999, 1, 1)", r"\(inf, 1\.?0?, 1.*\): it should be finite"),
+        ("data.std", "(1e999, 1, 1)", "config.data.std is inf: it should be finite"),
         ("data.train.color_jitter", "(1e999, 0, 0, 0)", "should be finite"),
         ("optim.lr_multipliers", "(('head/.*', 1e999),)", "should be finite"),
         ("evals.test.data.std", "(0.5, -1e999, 0.5)", "should be finite"),
