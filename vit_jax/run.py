@@ -8,6 +8,7 @@ values and objects; nobody reads a config.
 import contextlib
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -194,6 +195,7 @@ class Run:
                 f"the data has {in_data:,} classes, the head {self.num_classes:,}: "
                 "config.model.num_classes"
             )
+        notes += [f"{e.name}: {note}" for e in self.evaluators for note in e.notes]
         return list(dict.fromkeys(notes))
 
     def warnings(self) -> list[str]:
@@ -207,32 +209,47 @@ class Run:
                     )
         return found
 
-    def check_data(self, *, train: bool = True) -> None:
+    def check_data(self) -> None:
         """Reads a batch of all that training and the evaluations will read."""
-        if train:
-            self.dataset.check(
-                num_classes=self.num_classes, train=True, batch_size=self.batch_size
-            )
+        self.dataset.check(
+            num_classes=self.num_classes,
+            train=True,
+            batch_size=self.batch_size,
+            one_class=self.program.eval_loss.name == "softmax_xent",
+        )
+        self.check_evaluators(self.dataset.label_names)
+
+    def check_evaluators(self, label_names: Sequence[str] | None) -> None:
+        """Reads a batch of what the evaluations will read.
+
+        Args:
+          label_names: of the classes of the model that will be evaluated.
+        """
         for evaluator in self.evaluators:
             preemption.check()
             evaluator.check(
                 self.num_classes,
                 self.program,
                 self.abstract_state.params,
+                label_names,
             )
 
     def _read_teacher(self, distillation: Distillation, dtype: str) -> Teacher | None:
         if distillation.teacher is None:
             return None
         path = workdirs.absolute(distillation.teacher)
-        return read_teacher(
+        teacher, said = read_teacher(
             distillation,
             path,
             num_classes=self.num_classes,
+            label_names=self.dataset.label_names,
             image_size=self.dataset.image_size,
             dtype=dtype,
             progress=progress.of_reading(path),
         )
+        if distributed.is_first():
+            print(f"The teacher is {path}.", *said, sep="\n  ", flush=True)
+        return teacher
 
     def compile_train_step(self) -> Any:
         """The compiled step, a function (state, batch) -> (state, scalars)."""

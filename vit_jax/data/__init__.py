@@ -3,6 +3,7 @@
 Importing this package imports neither grain nor TensorFlow.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from vit_jax.data import pipeline
@@ -28,6 +29,8 @@ __all__ = [
 
 _MOST_WORKERS = 1024  # processes, and threads of each
 _NO_PARTS: dict[str, Any] = {}
+# No values in [0, 1] deviate more than 0.5; 1 is how the scaling is left out.
+_MAX_STD = 1.0
 
 
 def make(
@@ -72,8 +75,8 @@ def make(
             "test", chosen by the images' names; for "folder", "idx" and "npz" that
             have no test split. Default: 0.1 where an evaluation of the config asks
             for a test split and there is none, else nothing is held out.
-        mean: of the channels, in [0, 1], for the normalisation on the device.
-        std: likewise.
+        mean: of the channels of pixels in [0, 1], for the normalisation on the device.
+        std: likewise; above 0.
         num_workers: processes that build batches beside this one; default: none,
             except for image files on machines with many cores.
         num_threads: threads that read images in each process; default: from the cores.
@@ -107,6 +110,7 @@ def make(
             raise UserError(
                 f"config.data.{key}={value}; expected {least} to {most:,}, or None."
             )
+    _check_normalization(mean, std)
     if on_bad_example not in ("error", "skip"):
         raise UserError(
             f'config.data.on_bad_example="{on_bad_example}"; expected one of error, '
@@ -144,3 +148,30 @@ def make(
         skip_bad=on_bad_example == "skip",
         max_bad_examples=max_bad_examples,
     )
+
+
+def _check_normalization(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuses what cannot be the mean and the deviation of pixels in [0, 1].
+
+    >>> _check_normalization((0.5, 0.5, 0.5), (58.4, 57.1, 57.4))
+    Traceback (most recent call last):
+      ...
+    vit_jax.errors.UserError: config.data.std=(58.4, 57.1, 57.4): ...
+    """
+    for key, values, possible in (
+        ("mean", mean, all(0 <= x <= 1 for x in mean)),
+        ("std", std, all(0 < x <= _MAX_STD for x in std)),
+    ):
+        if possible:
+            continue
+        hint = ""
+        if all(1 < x <= 255 for x in values):
+            scaled = ",".join(f"{x / 255:.3f}" for x in values)
+            hint = (
+                f"; these look like values for 0..255: set config.data.{key}={scaled}"
+            )
+        expected = "in 0..1" if key == "mean" else f"above 0 and at most {_MAX_STD:g}"
+        raise UserError(
+            f"config.data.{key}={tuple(values)}: it is for pixels in 0..1, so each "
+            f"number should be {expected}{hint}."
+        )
