@@ -5,10 +5,10 @@
         --config.init_from=B_16.npz
 
 Needs pictures in DIR/train/CLASS/ and DIR/test/CLASS/, or in DIR/CLASS/ alone: then one
-in ten of each class is for testing. The argument is DIR[,MODEL][,SIZE]. Without a MODEL
-a small ViT learns from scratch, at 64 px unless SIZE says otherwise, on a CPU. With one,
-such as b16 or s16, the weights of `init_from` are fine-tuned, at 224 px, on a GPU if you
-can. A few hundred pictures are enough for that, and too few to start from scratch.
+in ten of each class is for testing. The argument is DIR[,MODEL][,SIZE]. Without MODEL
+a small ViT learns from scratch, at 64 px unless SIZE says otherwise, on a CPU. With it,
+such as b16 or s16, the weights of `init_from` are fine-tuned, at 224 px, for which a
+GPU is better. A few hundred pictures are enough for that, and too few from scratch.
 
 The settings suit photographs: random crops of 20 to 100% of the picture, flips left and
 right, the mean and std of the paper. For microscopy and satellite images add
@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
     directory, model, size = parse(arg)
     config = from_scratch(size or 64) if model is None else fine_tuning(model, size)
     if directory:
-        config.data.data_dir = directory
+        config.update({"data": {"data_dir": directory}})
     return config
 
 
