@@ -47,6 +47,7 @@ class Run:
         profile: tuple[int, int] | None = None,
         resume: str | None = None,
         init_from: str | None = None,
+        init_weights: str | None = None,
         init_head: Literal["auto", "keep", "new"] = "auto",
         init_posemb: Literal["linear", "cubic"] = "linear",
         compilation_cache: str | None = "~/.cache/vit_jax",
@@ -79,8 +80,10 @@ class Run:
           resume: a workdir whose full state a fresh workdir starts from.
           init_from: a workdir whose weights a fresh workdir starts from, or a
             checkpoint of another library: all that `vit_jax.load` reads.
-          init_head: of these: "keep" the head, start a "new" one, or "auto": keep it if
-            it has as many classes.
+          init_weights: which weights, if it is a training checkpoint of `torch.save`
+            with several: see `weights` of `vit_jax.load`.
+          init_head: of `init_from`: "keep" the head, start a "new" one, or "auto": keep
+            it if it has as many classes.
           init_posemb: how their position embeddings are resampled for another
             resolution; see `checkpoints.adapt.resample`.
           compilation_cache: a folder that keeps compiled programs; None is off.
@@ -107,6 +110,7 @@ class Run:
         jax.devices()  # all processes meet here: before bad input can end one of them
         self.seed, self.batch_size, self.log_every = seed, batch_size, log_every
         self.profile, self.resume, self.init_from = profile, resume, init_from
+        self.init_weights = init_weights
         self.init_head: Literal["auto", "keep", "new"] = init_head
         self.init_posemb: Literal["linear", "cubic"] = init_posemb
         self.model_fields = model

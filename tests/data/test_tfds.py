@@ -156,6 +156,11 @@ def test_default_folder(tfds_dir, monkeypatch):
         ({"name": "animal"}, r'no such dataset .*did you mean "animals".*prepare'),
         ({"name": "mnist"}, r"\(it has: animals\).*download_and_prepare"),
         (
+            {"name": "imagenet2012"},
+            "it has: animals.*vit_jax.data.prepare train=ILSVRC2012_img_train.tar ",
+        ),
+        ({"name": "imagenet21k_winter21"}, "vit_jax.data.prepare train=winter21_whole"),
+        (
             {"name": "ani mals"},
             "is not understood; expected fashion_mnist_mini, folder",
         ),

@@ -48,29 +48,25 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     parser.add_argument("--sample", default="1024")
     parser.add_argument("--output", default="data_check")
     parser.add_argument("--verify_checksums", action="store_true")
-    overrides = [a for a in argv if a.startswith("--config.")]
-    args = parser.parse([a for a in argv if a not in overrides])
+    rest, overrides = flags.split_overrides(argv)
+    args = parser.parse(rest)
     if args.config is None:
         raise errors.UserError(f"--config is needed:\n\n{__doc__}")
     if args.sample != "all" and not (args.sample.isdecimal() and int(args.sample)):
         raise errors.UserError(f'--sample={args.sample}: expected 1 or more, or "all"')
     args.sample = None if args.sample == "all" else int(args.sample)
-    pairs = [a.removeprefix("--config.").partition("=") for a in overrides]
-    return args, [(key, text) for key, _, text in pairs]
+    return args, overrides
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns its exit code, see `vit_jax.errors`."""
-    if "--help" in argv:
-        print(__doc__)
-        return 0
-    try:
-        args, overrides = parse(argv[1:])
-        config = configs.load(args.config, overrides).to_dict()
-        findings = check(config, args)
-    except errors.Stop as stop:
-        print(f"{stop.label}: {stop}", file=sys.stderr)
-        return stop.exit_code
+    return flags.run(__doc__, argv[1:], lambda: run(argv[1:]))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Checks, and tells what was found; returns the exit code."""
+    args, overrides = parse(argv)
+    findings = check(configs.load(args.config, overrides).to_dict(), args)
     if findings:
         listed = "".join(f"\n  {finding}" for finding in findings)
         print(f"error: {len(findings)} findings:{listed}", file=sys.stderr)
