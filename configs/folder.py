@@ -15,7 +15,10 @@ right, the mean and std of the paper. For microscopy and satellite images add
 --config.data.train.vertical_flip=true and --config.data.train.rotate90=true; where left
 and right matter, as for digits, --config.data.train.flip=false.
 
-Expected: EXPECTED
+Expected: from scratch, on 1,906 emoji of 64 px in nine classes, 0.69 on the 190 that
+are held out (seed 0; 0.61 after 1,500 steps, 0.65 after 3,000, 0.68 after 4,500, 0.6895
+after all 5,363). A random forest on the pixels has 0.73: so few pictures want weights
+to start from. What fine-tuning gives depends on these; it has not been measured by us.
 """
 
 from ml_collections import ConfigDict, config_dict
