@@ -1,15 +1,22 @@
 """Who is missing: the rule with a clock of our own, and over real datagrams."""
 
 import contextlib
+import dataclasses
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vit_jax import processes
 from vit_jax.heartbeats import Beat, Heartbeats, Peer, verdict
 
 
@@ -65,6 +72,54 @@ def test_one_that_leaves_is_lost_unless_all_do(code: int, ends: bool) -> None:
     if ends:
         assert f"left with exit code {code}" in str(message)
         assert "the disk is full" in str(message)
+
+
+def wait_for_state(number: int, letter: str) -> None:
+    """Until the kernel says so of a process."""
+    for _ in range(6000):
+        if f"\nState:\t{letter} " in Path(f"/proc/{number}/status").read_text():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"process {number} never was in state {letter!r}")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_operating_system_tells_starved_from_dead() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1) as process:
+        started = Path(f"/proc/{process.pid}/stat").read_text().split()[21]
+        identity = processes.Identity(processes.own().machine, process.pid, started)
+        silent = peer(1, heard=0, ticks=5, step=4)
+        silent.identity = identity
+        # However long it is silent: that it hangs is another rule's matter.
+        assert judge(silent, now=50) is None
+        assert "made no progress" in str(judge(silent, now=101, ticks=6))
+
+        process.send_signal(signal.SIGSTOP)
+        wait_for_state(process.pid, "T")
+        assert "no sign of life" in str(judge(silent, now=11))
+        process.send_signal(signal.SIGCONT)
+        wait_for_state(process.pid, "S")
+        assert judge(silent, now=11) is None
+
+        process.kill()
+        wait_for_state(process.pid, "Z")
+        assert judge(silent, now=2) is None  # its last beats may be under way
+        message = judge(silent, now=4)
+        assert message is not None and "ended without a word since step 4" in message
+    assert judge(silent, now=4) == message  # not even a zombie is left
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_numbers_of_other_machines_and_of_earlier_processes_say_nothing() -> None:
+    me = processes.own()
+    assert processes.state(me) == "runs"
+    for changed in ("machine", "started"):
+        other = dataclasses.replace(me, **{changed: "another"})
+        assert processes.state(other) == {"machine": "unknown"}.get(changed, "ended")
+    assert me.pid == os.getpid()
+    silent = peer(1, heard=0, ticks=5)
+    silent.identity = dataclasses.replace(me, machine="another")
+    assert "no sign of life" in str(judge(silent, now=11))
 
 
 @pytest.fixture

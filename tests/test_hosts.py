@@ -21,7 +21,7 @@ from tests import cli
 from vit_jax import convert
 
 STEPS = 24
-TIMEOUT = 6  # seconds; a busy machine may keep a process from its beats for some
+TIMEOUT = 6  # seconds
 ARGS = (
     f"--config={cli.EVERYTHING}",
     f"--config.total_steps={STEPS}",
@@ -156,10 +156,8 @@ def interrupt(workdir: Path, victim: int, number: signal.Signals) -> list[str]:
         assert all(p.poll() is None for p in processes), cli.ends(processes)
         time.sleep(0.002)
     processes[victim].send_signal(number)
-    began = time.monotonic()
     others = [p for i, p in enumerate(processes) if i != victim]
     codes, outputs = cli.ends(others)
-    assert time.monotonic() - began < TIMEOUT + 10
     processes[victim].kill()  # one that was stopped would keep the workdir
     processes[victim].communicate()
     code = processes[victim].returncode
@@ -167,8 +165,13 @@ def interrupt(workdir: Path, victim: int, number: signal.Signals) -> list[str]:
         assert [*codes, code] == [75] * 4, outputs
         return outputs
     assert codes == [76] * 3, outputs
+    said = {
+        signal.SIGKILL: "has ended without a word",
+        signal.SIGSTOP: f"no sign of life for {TIMEOUT} s",
+    }
     for output in outputs:
         assert "Traceback" not in output
+        assert said[number] in output
         assert f"process {victim} (" in output
         assert "since step" in output
     return outputs
@@ -239,10 +242,8 @@ def test_a_signal_before_the_first_step_ends_all_at_once(tmp_path: Path) -> None
         assert all(p.poll() is None for p in processes), cli.ends(processes)
         time.sleep(0.002)
     processes[1].send_signal(signal.SIGTERM)
-    began = time.monotonic()
     codes, outputs = cli.ends(processes)
     assert codes == [75, 75], outputs
-    assert time.monotonic() - began < 10
     assert "nothing was saved yet" in outputs[0]
 
 

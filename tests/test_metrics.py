@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -206,10 +207,13 @@ def test_everything_reaches_the_file_and_tensorboard(tmp_path: Path) -> None:
 
     logger = make(tmp_path)
     logger.write(100, TRAIN)
-    logger.write_texts(0, {"config": "seed: 0"})
+    logger.write_config(0, {"seed": 0, "optim": {"learning_rate": 0.25}})
+    square = np.full((8, 8, 3), 7, np.uint8)
+    logger.write_images(100, {"test/confusion": square})
     logger.flush()
     assert steps_in(tmp_path / "metrics.jsonl") == [100]
-    logger.write(200, {**TRAIN, "loss": 1.0, "test/accuracy": 0.5})
+    results = {"test/accuracy": 0.5, "test/examples": 2000}
+    logger.write(200, {**TRAIN, "loss": 1.0} | results, shown={"loss": 2.0})
     logger.close()
     logger.close()
 
@@ -221,7 +225,21 @@ def test_everything_reaches_the_file_and_tensorboard(tmp_path: Path) -> None:
     events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     tags = events.Tags()["tensors"]
-    assert set(tags) >= {*TRAIN, "test/accuracy", "config"}
+    curves = {*TRAIN, "test/accuracy"} - {"timing/eta_s"}
+    hparams_tag = "_hparams_/session_start_info"
+    assert set(tags) == curves | {"config", "test/confusion", hparams_tag}
+    (picture,) = events.Tensors("test/confusion")
+    _, _, png = picture.tensor_proto.string_val
+    read_back = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(read_back, square)
+    (text,) = events.Tensors("config")[0].tensor_proto.string_val
+    assert b'"learning_rate": 0.25' in text
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    content = events.SummaryMetadata(hparams_tag).plugin_data.content
+    data = plugin_data_pb2.HParamsPluginData.FromString(content)
+    hparams = data.session_start_info.hparams
+    assert hparams["optim.learning_rate"].number_value == 0.25
 
     def read(tag: str) -> dict[int, float]:
         from tensorboard.util import tensor_util
@@ -281,6 +299,23 @@ def test_importing_it_does_not_import_tensorflow() -> None:
 
 
 # The console. ----------------------------------------------------------------------
+
+
+def test_the_console_shows_what_it_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file has the numbers of the step itself."""
+    logger = make(tmp_path)
+    shown = {"train/loss": 0.75, "train/accuracy": 0.125}
+    logger.write(1, {"train/loss": 1.0, "train/accuracy": 0.0}, shown=shown)
+    logger.write(2, {"test/accuracy": 0.5}, shown=shown)
+    logger.close()
+    assert capsys.readouterr().out.splitlines() == [
+        "step 1/1000 (0%) loss 0.75 accuracy 0.125",
+        "step 2/1000 (0%) test: accuracy 0.5",
+    ]
+    line = (tmp_path / "metrics.jsonl").read_text().splitlines()[0]
+    assert json.loads(line) == {"step": 1, "train/accuracy": 0.0, "train/loss": 1.0}
 
 
 def console(*, progress: bool) -> metrics.Console:

@@ -71,6 +71,13 @@ def run(batch: dict[str, np.ndarray], state: TrainState | None = None, **keys: A
     )
 
 
+def logits_of(batch: dict[str, np.ndarray]) -> np.ndarray:
+    """In NumPy and float64."""
+    x = (batch["image"] / 255.0 - MEAN) / STD
+    kernel = make_state(optax.sgd(0.5)).params["kernel"]
+    return x.mean((1, 2)) @ np.asarray(kernel, np.float64)
+
+
 def reference(batch: dict[str, np.ndarray]) -> tuple[float, np.ndarray]:
     """Loss and gradient of the masked mean, in NumPy and float64."""
     state = make_state(optax.sgd(0.5))
@@ -101,6 +108,10 @@ def test_loss_and_update(parts: int, masked: list[int]) -> None:
     np.testing.assert_allclose(scalars["update_norm"], 0.5 * norm, rtol=1e-5)
     norm = np.linalg.norm(np.asarray(state.params["kernel"]))
     np.testing.assert_allclose(scalars["param_norm"], norm, rtol=1e-5)
+    right = logits_of(batch).argmax(-1) == batch["label"]
+    assert 0 < right.sum() < len(right)
+    accuracy = right[batch["mask"]].mean()
+    np.testing.assert_allclose(scalars["accuracy"], accuracy, rtol=1e-6)
     assert scalars["bad_examples"] == len(masked)
     assert (state.step, scalars["learning_rate"]) == (1, 0.5)
 

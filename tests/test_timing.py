@@ -1,10 +1,13 @@
 """The timer with a clock that the test moves."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from etils import epath
 
-from vit_jax.timing import StepTimer, device_memory_gib
+from vit_jax.timing import RunClock, StepTimer, device_memory_gib
 
 GIB = 1024**3
 
@@ -17,12 +20,13 @@ class Clock:
         return self.now
 
 
-def make(clock: Clock, *, start_step: int = 0) -> StepTimer:
+def make(clock: Clock, *, start_step: int = 0, elapsed_s: float = 0.0) -> StepTimer:
     return StepTimer(
         batch_size=32,
         total_steps=start_step + 21,
         start_step=start_step,
         num_devices=4,
+        elapsed_s=elapsed_s,
         clock=clock,
     )
 
@@ -96,6 +100,20 @@ def test_of_the_first_step_alone_nothing_is_said() -> None:
     run(clock, timer, 1, step_s=2.0, wait_s=0.0)
     assert timer.report(2)["timing/step_s"] == pytest.approx(2.0)
     assert "timing/step_s" not in timer.report(2)
+
+
+def test_a_run_is_as_old_as_all_its_starts(tmp_path: Path) -> None:
+    clock = Clock()
+    assert RunClock(epath.Path(tmp_path), clock).seconds() == 0
+    lines = [{"step": 1, "timing/elapsed_s": 40.0}, {"step": 2, "test/loss": 1.0}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 3, "timing/ela')
+    again = RunClock(epath.Path(tmp_path), clock)
+    clock.now += 7.0
+    assert again.seconds() == 47.0
+    timer = make(clock, elapsed_s=again.seconds())
+    clock.now += 3.0
+    assert timer.report(0) == {"timing/elapsed_s": 50.0}
 
 
 def test_reporting_the_first_step_starts_the_clock() -> None:

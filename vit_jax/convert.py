@@ -86,16 +86,7 @@ def value(text: str) -> Any:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns its exit code, see `vit_jax.errors`."""
-    if "--help" in argv:
-        print(__doc__)
-        return 0
-    try:
-        args, model = parse(argv[1:])
-        run(args, model)
-    except errors.Stop as stop:
-        print(f"{stop.label}: {stop}", file=sys.stderr)
-        return stop.exit_code
-    return 0
+    return flags.run(__doc__, argv[1:], lambda: run(*parse(argv[1:])))
 
 
 def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
@@ -170,7 +161,10 @@ def to_verify(args: argparse.Namespace, source: Path, is_run: bool) -> list[Path
     places = []
     if not is_run and (source.is_dir() or named):
         places.append(source)
-    if args.to == "huggingface" or (named and args.to not in (None, "stablehlo")):
+    by_itself = args.to == "huggingface" or (
+        args.to == "timm" and not args.target.suffix
+    )
+    if by_itself or (named and args.to not in (None, "stablehlo")):
         places.append(args.target)
     if not places:
         raise errors.UserError(

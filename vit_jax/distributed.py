@@ -4,6 +4,7 @@ With one process nothing here does anything.
 """
 
 import contextlib
+import dataclasses
 import json
 import secrets
 import socket
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 from jax._src.distributed import global_state  # no public name; Orbax uses it too
 
-from vit_jax import preemption, relay
+from vit_jax import preemption, processes, relay
 from vit_jax.cluster import Place
 from vit_jax.errors import PeerLost, Preempted, Stop, UserError
 from vit_jax.heartbeats import ORDERLY, Address, Beat, Heartbeats, Peer
@@ -114,6 +115,7 @@ def _join(place: Place, peer_timeout: float, stall_timeout: float) -> None:
         "address": _route(family, address),
         "port": sock.getsockname()[1],
         "run": secrets.token_hex(8),
+        "identity": dataclasses.asdict(processes.own()),
     }
     all_of_them = [json.loads(text) for text in _exchange(json.dumps(me))]
     peers = {
@@ -144,7 +146,14 @@ def _peer(process: int, told: dict[str, Any], coordinator: str) -> Peer:
         # Its own name may be an address of the loopback to itself.
         addresses.append((coordinator, told["port"]))
     now = time.monotonic()
-    return Peer(told["host"], addresses, Beat(process), heard=now, moved=now)
+    return Peer(
+        told["host"],
+        addresses,
+        Beat(process),
+        heard=now,
+        moved=now,
+        identity=processes.Identity(**told["identity"]),
+    )
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, Address]:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from vit_jax import processes
 from vit_jax.errors import NonFiniteLossError, PeerLost, Preempted
 
 Address = tuple[str, int]
@@ -26,6 +27,8 @@ ORDERLY = (0, NonFiniteLossError.exit_code, Preempted.exit_code)
 _LAST_BEATS, _LAST_BEATS_APART = 3, 0.02  # datagrams may be lost
 _MOST_BYTES = 1 << 16
 _MOST_REASON = 2000
+# A process says goodbye before it ends; its last beats may still be under way.
+_GOODBYE_SECONDS = 3.0
 
 
 @dataclasses.dataclass
@@ -60,6 +63,7 @@ class Peer:
       heard: when that came, by this process's monotonic clock in seconds.
       moved: when its ticks last grew.
       known: whether any beat has come.
+      identity: of the process, for the operating system; None if it is not known.
     """
 
     host: str
@@ -68,10 +72,15 @@ class Peer:
     heard: float
     moved: float
     known: bool = False
+    identity: processes.Identity | None = None
 
     @property
     def name(self) -> str:
         return f"process {self.beat.process} ({self.host})"
+
+    def state(self) -> processes.State:
+        """What the operating system says; "unknown" of a process of another machine."""
+        return "unknown" if self.identity is None else processes.state(self.identity)
 
     def update(self, beat: Beat, now: float) -> None:
         """Takes a beat; older ones than the newest may still arrive."""
@@ -91,7 +100,9 @@ def verdict(
       me: this process.
       peers: the others.
       now: see `Peer`.
-      silent: seconds without a beat after which a process is lost.
+      silent: seconds without a beat after which a process is lost; but not one that
+        runs on this machine, which is only short of processor time, and sooner one that
+        has ended on this machine.
       stalled: seconds without progress after which one that others wait for is lost.
     """
     peers = list(peers)
@@ -104,9 +115,16 @@ def verdict(
                 f"{peer.name} left with exit code {peer.beat.left} "
                 f"{after(peer.beat.step)}: {peer.beat.reason}"
             )
-    if any(now - peer.heard > silent for peer in watched):
-        # What cuts off one may cut off more: name those about to be missed as well.
-        lost = [peer for peer in watched if now - peer.heard > 0.8 * silent]
+    for peer in watched:
+        if now - peer.heard > min(silent, _GOODBYE_SECONDS) and peer.state() == "ended":
+            return (
+                f"{peer.name} has ended without a word {after(peer.beat.step)}: it was "
+                "killed, or crashed"
+            )
+    # What cuts off one may cut off more: name those about to be missed as well.
+    quiet = [peer for peer in watched if now - peer.heard > 0.8 * silent]
+    lost = [peer for peer in quiet if peer.state() != "runs"]
+    if any(now - peer.heard > silent for peer in lost):
         names = " and ".join(f"{p.name} {after(p.beat.step)}" for p in lost)
         hint = "; do UDP datagrams pass between the hosts?"
         never = "" if any(peer.known for peer in lost) else hint

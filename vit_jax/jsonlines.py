@@ -13,6 +13,8 @@ from etils import epath
 
 from vit_jax.errors import UserError
 
+_TAIL_BYTES = 1 << 20
+
 Scalar = float | int | np.number | np.ndarray | jax.Array
 
 
@@ -123,6 +125,23 @@ def as_number(value: Scalar) -> float | int:
     # bfloat16 is no subtype of np.floating: everything but integers becomes a float.
     integer = array.dtype == bool or np.issubdtype(array.dtype, np.integer)
     return int(array.reshape(())) if integer else float(array.reshape(()))
+
+
+def last_value(path: epath.Path, name: str) -> float | None:
+    """The newest number of this name in a file of lines; None if there is none.
+
+    Only the end of the file is read.
+    """
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - _TAIL_BYTES))
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            return float(json.loads(line)[name])
+    return None
 
 
 def _is_remote(path: epath.PathLike) -> bool:

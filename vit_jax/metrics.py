@@ -4,6 +4,7 @@ A scalar's name says what it is: `train/...` (or no slash) comes from training,
 `timing/...` varies with the clock, and any other prefix names an evaluation.
 """
 
+import json
 import os
 import re
 import sys
@@ -11,11 +12,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import tqdm
 from etils import epath
 
 from vit_jax.errors import UserError
 from vit_jax.jsonlines import JsonLines, Scalar, as_number, user_errors
+
+# What metrics.jsonl has and nobody wants to see as a curve.
+_NO_CURVE = re.compile(r"timing/(elapsed|eta)_s|.*/examples|.*/examples_seen")
 
 
 class MetricLogger:
@@ -60,22 +65,49 @@ class MetricLogger:
             progress=sys.stderr.isatty() if progress is None else progress,
         )
 
-    def write(self, step: int, scalars: Mapping[str, Scalar]) -> None:
+    def write(
+        self,
+        step: int,
+        scalars: Mapping[str, Scalar],
+        *,
+        shown: Mapping[str, Scalar] | None = None,
+    ) -> None:
         """One line of metrics.jsonl, points in TensorBoard, and what a person reads.
 
         Give all scalars of a step in one call: each call writes a line of its own.
+
+        Args:
+            step: That they are of.
+            scalars: By name.
+            shown: What the console shows instead of those of the same names.
         """
         if self._writer is None:
             return
         numbers = {name: as_number(value) for name, value in scalars.items()}
         self._writer.write_scalars(step, numbers)
         self._raise_errors()
-        self._console.write(step, numbers)
+        instead = {n: as_number(x) for n, x in (shown or {}).items() if n in numbers}
+        self._console.write(step, numbers | instead)
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """Texts (Markdown) for TensorBoard, such as the config."""
+        """Texts (Markdown) for TensorBoard."""
         if self._writer is not None:
             self._writer.write_texts(step, texts)
+            self._raise_errors()
+
+    def write_config(self, step: int, config: Mapping[str, Any]) -> None:
+        """The config for TensorBoard's TEXT tab, and its leaves for HPARAMS."""
+        if self._writer is None:
+            return
+        text = json.dumps(config, indent=2, sort_keys=True)
+        self._writer.write_texts(step, {"config": f"```json\n{text}\n```"})
+        self._writer.write_hparams(flat(config))
+        self._raise_errors()
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Pictures for TensorBoard: uint8 [h, w, 3] by name."""
+        if self._writer is not None and images:
+            self._writer.write_images(step, {n: x[None] for n, x in images.items()})
             self._raise_errors()
 
     def print(self, message: str) -> None:
@@ -138,7 +170,14 @@ def _multi_writer(
         """Lets no error out: clu would print a traceback for each line after it."""
 
         def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-            self._try(super().write_scalars, step, scalars)
+            curves = {n: x for n, x in scalars.items() if not _NO_CURVE.fullmatch(n)}
+            self._try(super().write_scalars, step, curves)
+
+        def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+            self._try(super().write_images, step, images)
+
+        def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+            self._try(super().write_hparams, dict(hparams))
 
         def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
             self._try(super().write_texts, step, texts)
@@ -205,6 +244,23 @@ class Console:
         return f"step {step}/{self._total_steps} ({100 * step // self._total_steps}%)"
 
 
+def flat(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """The leaves of a config by their whole names; what is no scalar as text.
+
+    >>> flat({"seed": 0, "model": {"patch_size": (4, 4), "pool": None}})
+    {'seed': 0, 'model.patch_size': '(4, 4)', 'model.pool': 'None'}
+    """
+    leaves: dict[str, Any] = {}
+    for name, value in config.items():
+        where = f"{path}.{name}" if path else name
+        if isinstance(value, Mapping):
+            leaves |= flat(value, where)
+        else:
+            scalar = isinstance(value, bool | int | float | str)
+            leaves[where] = value if scalar else str(value)
+    return leaves
+
+
 def split_by_source(
     scalars: Mapping[str, float],
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
@@ -228,12 +284,14 @@ def split_by_source(
 def training_line(scalars: Mapping[str, float]) -> str:
     """What a person wants to see of a training step.
 
-    >>> training_line({"loss": 1.25, "learning_rate": 1e-3, "grad_norm": 0.7,
-    ...                "timing/images_per_s": 1234.2, "timing/eta_s": 62.4})
-    'loss 1.25 lr 0.001 1,234 img/s eta 0:01:02'
+    >>> training_line({"loss": 1.25, "accuracy": 0.5, "learning_rate": 1e-3,
+    ...                "grad_norm": 0.7, "timing/images_per_s": 1234.2,
+    ...                "timing/eta_s": 62.4})
+    'loss 1.25 accuracy 0.5 lr 0.001 1,234 img/s eta 0:01:02'
     """
     shown = {
         "loss": lambda x: f"loss {x:.4g}",
+        "accuracy": lambda x: f"accuracy {x:.3g}",
         "learning_rate": lambda x: f"lr {x:.3g}",
         "timing/images_per_s": lambda x: (
             f"{x:,.0f} img/s" if x >= 10 else f"{x:.2g} img/s"

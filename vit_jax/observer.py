@@ -1,6 +1,6 @@
 """What a run tells of its steps, without making the device wait for the host."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ class Observer:
         self._batch_size, self._num_examples = batch_size, num_examples
         self._log_every, self._total_steps = log_every, total_steps
         self._newest: tuple[int, Mapping[str, jax.Array]] | None = None
+        self._means = Means(("loss", "accuracy"))
 
     def push(self, step: int, scalars: Mapping[str, jax.Array]) -> None:
         """Takes the scalars of a step just dispatched; reads those of the one before.
@@ -44,8 +45,12 @@ class Observer:
         if self._newest is not None:
             before, line = self._newest[0], self.drain()
             if line:
-                self.logger.write(before, line)
+                self.write(before, line)
         self._newest = (step, scalars)
+
+    def write(self, step: int, line: Scalars) -> None:
+        """Writes a line; a person is shown means over the steps since the last one."""
+        self.logger.write(step, line, shown=self._means.take())
 
     def drain(self) -> Scalars:
         """The scalars of the newest step, waiting for it; {} if no line is due.
@@ -59,13 +64,14 @@ class Observer:
         self._newest = None
         values = {name: v.item() for name, v in jax.device_get(dict(on_device)).items()}
         finite = values.pop("finite")
+        self._means.add(values)
         line = {f"train/{name}": value for name, value in values.items()}
         shown, bad = step * self._batch_size, values["bad_examples"]
         seen = shown - bad
         self.bad_examples.update(bad, shown)
         line |= {"train/examples_seen": seen, "train/epoch": seen / self._num_examples}
         if not finite:
-            self.logger.write(step, line)
+            self.write(step, line)
             raise NonFiniteLossError(
                 f"step {step}: the loss is {values['loss']:.4g} with gradient norm "
                 f"{values['grad_norm']:.4g} and update norm {values['update_norm']:.4g}"
@@ -82,6 +88,40 @@ class Observer:
     def close(self) -> None:
         self.logger.close()
         self.bad_examples.close()
+
+
+class Means:
+    """Means of some scalars over the steps since they were last asked for.
+
+    One batch says little: its loss depends on which images are in it, and how they are
+    mixed. These means are for the console alone, since after a resume they are of
+    fewer steps; metrics.jsonl has what each step itself had.
+
+    >>> means = Means(("loss", "accuracy"))
+    >>> means.add({"loss": 1.0, "learning_rate": 0.1}), means.add({"loss": 4.0})
+    (None, None)
+    >>> means.take(), means.take()
+    ({'train/loss': 2.5}, {})
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._sums: dict[str, float] = {}
+        self._steps = 0
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Takes the scalars of one step."""
+        self._steps += 1
+        for name in self._names:
+            if name in values:
+                before = self._sums[name] if name in self._sums else 0.0
+                self._sums[name] = before + values[name]
+
+    def take(self) -> Scalars:
+        """The means so far, by the names of metrics.jsonl; begins again."""
+        means = {f"train/{name}": x / self._steps for name, x in self._sums.items()}
+        self._sums, self._steps = {}, 0
+        return means
 
 
 class Tracer:

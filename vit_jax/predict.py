@@ -54,14 +54,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns its exit code, see `vit_jax.errors`."""
-    if "--help" in argv:
-        print(__doc__)
-        return 0
     try:
-        return run(parse(argv[1:]))
-    except errors.Stop as stop:
-        print(f"{stop.label}: {stop}", file=sys.stderr)
-        return stop.exit_code
+        return flags.run(__doc__, argv[1:], lambda: run(parse(argv[1:])))
     except KeyboardInterrupt:
         return 130
 

@@ -74,7 +74,9 @@ def make_train_step(
     Returns:
       A function (state, batch) -> (state, scalars), or with a teacher (state, batch,
       the teacher's parameters) -> (state, scalars). The loss is the mean over the
-      examples with a true mask. `finite` tells whether the new state can be trusted.
+      examples with a true mask, and `accuracy`, where labels are class numbers, the
+      share of these whose likeliest class is that of the label (of the larger part, of
+      images that are mixed). `finite` tells whether the new state can be trusted.
     """
     mix = Mixing(
         mixup=mixup,
@@ -98,8 +100,11 @@ def make_train_step(
         if mix.on:
             images, targets = mix(mixup_key, images, targets, mask)
         examples = jnp.sum(mask, dtype=jnp.int32)
+        vectors = batch["label"].ndim > 1  # then there is no one right class
 
-        def loss_fn(params: Params, part: Batch, key: jax.Array) -> jax.Array:
+        def loss_fn(
+            params: Params, part: Batch, key: jax.Array
+        ) -> tuple[jax.Array, Scalars]:
             params = without_gradient(params, frozen)
             logits = apply(
                 {"params": params},
@@ -120,15 +125,24 @@ def make_train_step(
                     )
                     losses = (1.0 - weight) * losses + weight * other
                 losses = jnp.where(part["mask"], losses, 0.0)
-                return jnp.sum(losses) / jnp.maximum(examples, 1)  # of the whole batch
+                value = jnp.sum(losses) / jnp.maximum(examples, 1)  # of the whole batch
+                if vectors:
+                    return value, {}
+                right = jnp.argmax(logits, -1) == jnp.argmax(part["targets"], -1)
+                right = jnp.sum(right & part["mask"], dtype=jnp.int32)
+                return value, {"right": right}
 
         whole = {"image": images, "targets": targets, "mask": mask}
-        value, grads = accumulate(
-            jax.value_and_grad(loss_fn),
+        (value, counts), grads = accumulate(
+            jax.value_and_grad(loss_fn, has_aux=True),
             state.params,
             whole,
             dropout_key,
             steps=accumulation_steps,
+            zero=(
+                jnp.zeros(()),
+                {} if vectors else {"right": jnp.zeros((), jnp.int32)},
+            ),
         )
         # The names of the scopes are what a profile and `vit_jax.plan` group by.
         with jax.named_scope("optimizer"):
@@ -142,8 +156,12 @@ def make_train_step(
             ema_params=average(state.ema_params, params, state.step, decay=ema),
             bad_examples=state.bad_examples + (mask.size - examples),
         )
+        shares = {}
+        if counts:
+            shares["accuracy"] = counts["right"] / jnp.maximum(examples, 1)
         return new_state, {
             "loss": value,
+            **shares,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "grad_norm": optax.tree.norm(grads),
             "update_norm": update_norm,
@@ -168,17 +186,19 @@ def without_gradient(params: Params, frozen: frozenset[str]) -> Params:
 
 
 def accumulate(
-    value_and_grad: Callable[..., tuple[jax.Array, Params]],
+    value_and_grad: Callable[..., tuple[Any, Params]],
     params: Params,
     batch: Batch,
     key: jax.Array,
     *,
     steps: int,
-) -> tuple[jax.Array, Params]:
-    """Sums value and gradient over `steps` micro-batches, one in memory at a time.
+    zero: Any,
+) -> tuple[Any, Params]:
+    """Sums values and gradient over `steps` micro-batches, one in memory at a time.
 
-    Micro-batch i holds the rows i, i + steps, i + 2 steps, ...: so every device has its
-    share of each, and no row moves between devices.
+    The sum of the values, a tree of scalars, begins with `zero`. Micro-batch i holds
+    the rows i, i + steps, i + 2 steps, ...: so every device has its share of each, and
+    no row moves between devices.
     """
     if steps == 1:
         return value_and_grad(params, batch, key)
@@ -191,9 +211,9 @@ def accumulate(
         new = value_and_grad(params, part, jax.random.fold_in(key, index))
         return jax.tree.map(jnp.add, total, new), None
 
-    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    begin = (zero, jax.tree.map(jnp.zeros_like, params))
     parts = (jnp.arange(steps), jax.tree.map(split, dict(batch)))
-    return jax.lax.scan(add, zero, parts)[0]
+    return jax.lax.scan(add, begin, parts)[0]
 
 
 def average(

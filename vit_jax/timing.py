@@ -10,8 +10,30 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+from etils import epath
+
+from vit_jax import jsonlines
 
 GIB = 1 << 30
+ELAPSED = "timing/elapsed_s"
+
+
+class RunClock:
+    """The seconds that a run has taken, over all its starts.
+
+    Those of earlier starts are what the last line of metrics.jsonl says, also where
+    that line is of a step that will be done again.
+    """
+
+    def __init__(
+        self, workdir: epath.Path, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        before = jsonlines.last_value(workdir / "metrics.jsonl", ELAPSED)
+        self._clock = clock
+        self._began = clock() - (before or 0.0)
+
+    def seconds(self) -> float:
+        return self._clock() - self._began
 
 
 class StepTimer:
@@ -32,15 +54,17 @@ class StepTimer:
         total_steps: int,
         start_step: int,
         num_devices: int,
+        elapsed_s: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        """Starts `timing/elapsed_s`.
+        """Goes on with `timing/elapsed_s`.
 
         Args:
             batch_size: Global, in images.
             total_steps: Last step of the run.
             start_step: Steps already done, by the checkpoint that was restored.
             num_devices: Over all processes.
+            elapsed_s: What the run has taken so far, earlier starts of it included.
             clock: Seconds; for tests.
         """
         self._batch_size = batch_size
@@ -48,7 +72,7 @@ class StepTimer:
         self._first_timed_step = start_step + 1
         self._num_devices = num_devices
         self._clock = clock
-        self._created = clock()
+        self._began = clock() - elapsed_s
         self._waits = 0
         self._started: float | None = None
         self._paused = 0.0
@@ -77,11 +101,11 @@ class StepTimer:
         """Scalars since the last report, after `step` steps of the run.
 
         `timing/eta_s` includes evaluations and saves at the rate seen so far. Before
-        the second step, only `timing/elapsed_s` (since construction) and, where the
-        backend tells it, `timing/device_memory_gib` are there.
+        the second step, only `timing/elapsed_s` (of all starts of the run) and, where
+        the backend tells it, `timing/device_memory_gib` are there.
         """
         now = self._clock()
-        result = {"timing/elapsed_s": now - self._created}
+        result = {ELAPSED: now - self._began}
         if (memory := device_memory_gib(jax.local_devices())) is not None:
             result["timing/device_memory_gib"] = memory
         if step == self._first_timed_step:

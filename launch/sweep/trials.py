@@ -12,11 +12,11 @@ from typing import Any
 
 from etils import epath
 
-from launch import job
-from launch.sweep.points import Point
 from vit_jax import config as configs
 from vit_jax import workdirs
 from vit_jax.errors import UserError, did_you_mean
+from vit_jax.launch import job
+from vit_jax.launch.sweep.points import Point
 
 LONGEST_NAME = 100  # characters; file systems take 255 bytes
 
@@ -226,7 +226,9 @@ def total_steps(config: Mapping[str, Any], lines: Sequence[Line]) -> int | None:
 
 
 def seconds(lines: Iterable[Line]) -> float:
-    """Of training: each attempt counts its own from 0, in `timing/elapsed_s`.
+    """Of training, by `timing/elapsed_s`.
+
+    It goes on over the starts of a run; older runs began each from 0.
 
     >>> seconds([{"timing/elapsed_s": s} for s in (1, 5, 2, 4)])
     9.0

@@ -24,13 +24,8 @@ from vit_jax.checkpoints.formats.opened import (
     open_checkpoint,
     shapes_of,
 )
-from vit_jax.checkpoints.reading import (
-    choose,
-    is_run,
-    read_arrays,
-    read_config,
-    refuse_differences,
-)
+from vit_jax.checkpoints.matching import refuse_differences
+from vit_jax.checkpoints.reading import choose, is_run, read_arrays, read_config
 from vit_jax.errors import UserError
 from vit_jax.state import Params
 

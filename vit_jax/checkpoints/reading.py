@@ -6,11 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from vit_jax.checkpoints.matching import (
+    ITEMS,
+    Shapes,
+    match_state,
+    name_of,
+    only,
+    refuse_differences,
+    shapes_of,
+    wanted_shapes,
+)
 from vit_jax.errors import UserError
 from vit_jax.sharding import path_name
 from vit_jax.state import Params, TrainState
@@ -18,9 +29,6 @@ from vit_jax.state import Params, TrainState
 # What Orbax and TensorStore raise for files that are missing, cut short or garbled.
 # Other errors of the system (no permission, no network) say nothing of the files.
 BROKEN = (FileNotFoundError, ValueError, KeyError, TypeError)
-
-# Path -> (shape, dtype) of the arrays of a checkpoint.
-Shapes = dict[str, tuple[tuple[int, ...], str]]
 
 
 @dataclasses.dataclass
@@ -64,23 +72,25 @@ def remove_uncommitted(directory: epath.Path) -> None:
 
 def read_state(
     directory: epath.Path, abstract: TrainState
-) -> tuple[TrainState, Position]:
-    """One checkpoint, laid out as `abstract` says.
+) -> tuple[TrainState, Position, list[str]]:
+    """One checkpoint, laid out as `abstract` says, and sentences for the user.
 
     Raises:
-      UserError: if it is of another model or optimiser, with the differences.
+      UserError: if it is of another model, or the optimiser lacks part of its state.
     """
-    refuse_differences(
-        directory, stored_shapes(directory), wanted_shapes(abstract), "optimiser"
-    )
+    stored = stored_shapes(directory)
+    notes = match_state(directory, stored, wanted_shapes(abstract))
     rest = abstract.replace(params=None, ema_params=None)  # type: ignore[attr-defined]
+    params = read_item(directory / "params", abstract.params)
     ema_params = None
     if abstract.ema_params is not None:
-        ema_params = read_item(directory / "ema_params", abstract.ema_params)
+        ema_params = jax.tree.map(jnp.copy, params)
+        if only("ema_params", stored):
+            ema_params = read_item(directory / "ema_params", abstract.ema_params)
     state = read_item(directory / "rest", rest).replace(
-        params=read_item(directory / "params", abstract.params), ema_params=ema_params
+        params=params, ema_params=ema_params
     )
-    return state, Position(**read_json(directory / "position"))
+    return state, Position(**read_json(directory / "position")), notes
 
 
 def write_position(directory: epath.Path, position: Position) -> None:
@@ -92,11 +102,33 @@ def write_position(directory: epath.Path, position: Position) -> None:
 
 
 def read_item(directory: epath.Path, abstract: Any) -> Any:
-    """One tree of arrays of a checkpoint, laid out as `abstract` says."""
+    """The arrays of one item that `abstract` has, laid out as it says.
+
+    They are found by name, since the tree on disk may have other levels: see
+    `matching`. Arrays on disk that `abstract` does not have are not read.
+    """
+    item = directory.name
+    wanted = {
+        name_of(item, path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
+    }
     # The handlers themselves: a Checkpointer around them warns of items that it did
     # not write alone.
-    return ocp.StandardCheckpointHandler().restore(
-        directory, args=ocp.args.StandardRestore(abstract)
+    handler = ocp.PyTreeCheckpointHandler()
+    target = jax.tree_util.tree_map_with_path(
+        lambda path, _: wanted.get(name_of(item, path), ocp.PLACEHOLDER),
+        handler.metadata(directory).tree,
+    )
+    how = ocp.checkpoint_utils.construct_restore_args(target)
+    tree = handler.restore(
+        directory, args=ocp.args.PyTreeRestore(item=target, restore_args=how)
+    )
+    found = {
+        name_of(item, path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: found[name_of(item, path)], abstract
     )
 
 
@@ -105,67 +137,14 @@ def read_json(directory: epath.Path) -> Mapping[str, Any]:
     return ocp.JsonCheckpointHandler().restore(directory)
 
 
-def wanted_shapes(abstract: TrainState) -> Shapes:
-    """Path -> (shape, dtype) of all arrays of a state, by the item that holds them."""
-    shapes: Shapes = {}
-    rest = abstract.replace(params=None, ema_params=None)  # type: ignore[attr-defined]
-    for item, tree in (
-        ("params", abstract.params),
-        ("ema_params", abstract.ema_params),
-        ("rest", rest),
-    ):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            shapes[f"{item}/{path_name(path)}"] = (tuple(leaf.shape), str(leaf.dtype))
-    return shapes
-
-
 def stored_shapes(directory: epath.Path) -> Shapes:
-    """The same of a checkpoint on disk, from its metadata alone."""
+    """The shapes and types of a checkpoint's arrays by name, from its metadata."""
     shapes: Shapes = {}
-    for item in ("params", "ema_params", "rest"):
-        if not (directory / item).exists():
-            continue
-        tree = ocp.StandardCheckpointHandler().metadata(directory / item).tree
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            shapes[f"{item}/{path_name(path)}"] = (tuple(leaf.shape), str(leaf.dtype))
+    for item in ITEMS:
+        if (directory / item).exists():
+            tree = ocp.PyTreeCheckpointHandler().metadata(directory / item).tree
+            shapes |= shapes_of(item, tree)
     return shapes
-
-
-def compare_shapes(stored: Shapes, wanted: Shapes) -> list[str]:
-    """A line for each array that is missing, left over, or of another shape or type.
-
-    >>> compare_shapes({"a": ((2,), "float32")}, {"a": ((3,), "float32")})
-    ['a: (2,) float32 in the checkpoint, (3,) float32 in this config']
-    """
-
-    def show(shapes: Shapes, path: str) -> str:
-        return "{} {}".format(*shapes[path]) if path in shapes else "absent"
-
-    return [
-        f"{path}: {show(stored, path)} in the checkpoint, {show(wanted, path)} in this "
-        "config"
-        for path in sorted(stored.keys() | wanted.keys())
-        if show(stored, path) != show(wanted, path)
-    ]
-
-
-def refuse_differences(
-    directory: epath.Path | str,
-    stored: Shapes,
-    wanted: Shapes,
-    *others: str,
-    most: int = 20,
-    advice: str = "use another --workdir, or the config that it was made with",
-) -> None:
-    """Raises a UserError that lists how a checkpoint differs from this config."""
-    if differences := compare_shapes(stored, wanted):
-        more = len(differences) - most
-        raise UserError(
-            f"{directory} is of another {' or '.join(('model', *others))}:\n"
-            + "\n".join(f"  {line}" for line in differences[:most])
-            + (f"\n  ... and {more} more" if more > 0 else "")
-            + f"\n{advice}"
-        )
 
 
 def read_params(
@@ -196,15 +175,7 @@ def read_params(
 
 def _read_params(directory: epath.Path, abstract: Params) -> Params:
     item = "ema_params" if (directory / "ema_params").exists() else "params"
-    stored = {
-        name.split("/", 1)[1]: shape
-        for name, shape in stored_shapes(directory).items()
-        if name.startswith(f"{item}/")
-    }
-    wanted = {
-        path_name(p): (tuple(leaf.shape), str(leaf.dtype))
-        for p, leaf in jax.tree_util.tree_leaves_with_path(abstract)
-    }
+    stored, wanted = only(item, stored_shapes(directory)), shapes_of(item, abstract)
     refuse_differences(directory, stored, wanted)
     logging.info("weights: %s of %s", item, directory)
     return read_item(directory / item, abstract)

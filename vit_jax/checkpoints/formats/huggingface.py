@@ -127,6 +127,8 @@ def _refuse_other_heads(kind: str, shapes: Mapping[str, Shape], width: int) -> N
             "a deit classifier whose distillation token has no head is not supported, "
             f"only DeiTForImageClassificationWithTeacher: {out}"
         )
+    if any(name.startswith("decoder.") for name in shapes):
+        raise UserError(f"a decoder for masked images ({kind}) is not supported: {out}")
     if "classifier.weight" in shapes and shapes["classifier.weight"][1] != width:
         raise UserError(
             f"the classifier of {kind} is not supported: it sees the mean of "
@@ -147,6 +149,8 @@ def entries(
     """
     names = _siglip if "siglip" in kind else _vit
     found = list(names(fields, kind, prefix))
+    if shapes and prefix:  # transformers itself writes vit_msn's layers without it
+        found += names(fields, kind, "")
     # A whole model without them is one that was made so (`qkv_bias`).
     if not shapes or any(name.endswith("query.bias") for name in shapes):
         return found
@@ -165,7 +169,7 @@ def ignored(shapes: Mapping[str, Shape], known: Mapping[str, Any]) -> tuple[str,
     if "vision_model.head.probe" in shapes and "classifier.weight" in shapes:
         found += (_SIGLIP_HEAD,)
     if leaves_head_out(known):
-        found += (r"(cls_|distillation_)?classifier\.(weight|bias)",)
+        found += (r"(cls_|distillation_)?classifier\.(weight|bias)", r"decoder\..*")
     return found
 
 

@@ -79,7 +79,9 @@ def refuse(kind: str, supported: tuple[str, ...]) -> None:
       UserError: in any case.
     """
     names = ", ".join(supported)
-    family, reason = _FAMILIES.get(kind, ("it", "no model of ours computes the same"))
+    family, reason = kind, "no model of ours computes the same"
+    if kind in _FAMILIES:
+        family, reason = _FAMILIES[kind]
     raise UserError(
         f'config.json has model_type "{kind}": {family} is not supported: {reason}. Of '
         f"Hugging Face {names} can be read"

@@ -1,7 +1,9 @@
 """From the parts of all sources to splits of numbered, sorted records."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -10,8 +12,7 @@ from vit_jax.data.prepare.items import Items, Labels, join
 from vit_jax.data.prepare.sources import Part
 from vit_jax.errors import UserError
 
-# Of the order of records: the same for every dataset, and no run's own.
-_ORDER = sampler.random_bits(np.uint64(0x7072657061726564), 0)
+_SPLIT = re.compile(r"[A-Za-z][\w-]*")
 _NAMED = 10  # at most so many classes are named in a message
 
 
@@ -43,6 +44,13 @@ def number(parts: Sequence[Part], given: tuple[str, ...] | None) -> Splits:
         UserError: a class that there is not, or two images of one name.
     """
     classes = _classes(parts, given)
+    check_names("class", classes)
+    for split in dict.fromkeys(part.split for part in parts):
+        if not _SPLIT.fullmatch(split):
+            raise UserError(
+                f"{split!r} cannot be the name of a split: expected letters, digits, "
+                '"-" and "_", after a letter, as in SPLIT=PATH.'
+            )
     index = {name: i for i, name in enumerate(classes)}
     groups: dict[str, list[Items]] = {}
     for split, items in parts:
@@ -58,6 +66,29 @@ def number(parts: Sequence[Part], given: tuple[str, ...] | None) -> Splits:
                 f"{items.name(without[0])}; give each one, or leave them out."
             )
     return Splits(splits, classes, multi_label)
+
+
+def check_names(what: str, names: Iterable[str]) -> None:
+    """Refuses names that the files of a dataset cannot hold, one a line in UTF-8.
+
+    Raises:
+        UserError: empty, with a line break, or not UTF-8 on disk.
+    """
+    for name in names:
+        wrong = "is empty" if not name.strip() else ""
+        if len(name.splitlines()) > 1 or name != name.strip("\r\n"):
+            wrong = "has a line break"
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            wrong = "is not UTF-8"
+        if wrong:
+            raise UserError(
+                f"the name of the {what} {os.fsencode(name)!r} {wrong}: rename it "
+                "(folders: convmv -f latin1 -t utf-8 renames a whole tree)."
+                if wrong == "is not UTF-8"
+                else f"the name of the {what} {name!r} {wrong}: rename it."
+            )
 
 
 def _classes(parts: Sequence[Part], given: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -115,5 +146,4 @@ def _in_order(items: Items, split: str) -> Items:
             f"{items.where(first)} and in {items.where(second)}; rename one, or leave "
             "out a source."
         )
-    n = len(items)
-    return items.take(by_name[sampler.permute(np.arange(n), n, key=_ORDER)])
+    return items.take(sampler.fixed_order(items.names))

@@ -1,13 +1,16 @@
 """One row for each image, in columns: ~70 bytes a row and the name's length."""
 
 import dataclasses
+import errno
 import os
+import stat
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2")
+# A larger label is no number of a class: an identifier, or a slip.
+MOST_CLASSES = 1_000_000
 _MAX_OPEN_FILES = 64
 
 
@@ -143,16 +146,6 @@ def join(parts: Sequence[Items]) -> Items:
     )
 
 
-def is_image(name: str) -> bool:
-    """Whether a path looks like an image that is not hidden.
-
-    >>> is_image("a/1.JPEG"), is_image("a/._1.jpg"), is_image("a/notes.txt")
-    (True, False, False)
-    """
-    base = name.rpartition("/")[2]
-    return base[:1] != "." and base.lower().endswith(IMAGES)
-
-
 class Reader:
     """Reads the bytes of images; keeps a few container files open."""
 
@@ -163,10 +156,13 @@ class Reader:
         """All bytes of an image.
 
         Raises:
-            OSError: the file cannot be read, or not as far as that.
+            OSError: the file cannot be read, or not as far as that; or it is a pipe or
+                a device, of which there may be no end.
         """
         path, offset, size = items.where(i), int(items.offsets[i]), int(items.sizes[i])
         if offset < 0:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise OSError(errno.EINVAL, "no regular file", path)
             with open(path, "rb") as file:
                 return file.read()
         data = os.pread(self._open(path), size, offset)

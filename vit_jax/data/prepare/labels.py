@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.data.prepare import csv_rows
 from vit_jax.data.prepare.items import Items, Labels
+from vit_jax.data.prepare.tables import of_texts
 from vit_jax.errors import UserError
 
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
@@ -38,7 +40,8 @@ def apply(items: Items, path: str) -> Items:
         )
     ends = np.arange(1, len(texts) + 1)
     if all(text.isdecimal() for text in texts):
-        numbers = np.array([int(text) for text in texts], np.int32)
+        labels = of_texts(f"--labels={path}", [[text] for text in texts])
+        numbers = labels.values
         if numbers.min() == 1:
             raise UserError(
                 f"--labels={path} has numbers from 1 to {numbers.max()}: in which "
@@ -46,7 +49,7 @@ def apply(items: Items, path: str) -> Items:
                 "ILSVRC-2012 numbers them in an order of its own). Expected the names "
                 "of classes, numbers from 0, or ILSVRC2012_devkit_t12.tar.gz."
             )
-        return dataclasses.replace(items, labels=Labels(numbers, ends, None))
+        return dataclasses.replace(items, labels=labels)
     names, values = np.unique(texts, return_inverse=True)
     of_names = Labels(values.astype(np.int32), ends, tuple(names.tolist()))
     return dataclasses.replace(items, labels=of_names)
@@ -78,8 +81,9 @@ def _of_lines(items: Items, path: str) -> list[str]:
 
 
 def _text(path: str) -> str:
+    csv_rows.check_regular(path)
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             text = file.read()
     except (OSError, ValueError) as e:
         raise UserError(f"{path} cannot be read: {e}.") from e

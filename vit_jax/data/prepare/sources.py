@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
-from vit_jax.data.prepare import labels, tables
-from vit_jax.data.prepare.items import Items, Labels, in_container, is_image
+from vit_jax.data.decode import is_image
+from vit_jax.data.prepare import csv_rows, labels, tables
+from vit_jax.data.prepare.items import Items, Labels, in_container
 from vit_jax.errors import UserError
 
 _COMPRESSED: dict[str, Callable[..., Any]] = {
@@ -29,6 +30,12 @@ _COMPRESSED: dict[str, Callable[..., Any]] = {
     ".tar.xz": lzma.open,
 }
 _TAR = (".tar", *_COMPRESSED)
+_NOWHERE = "links to no file there"
+_MOST_LINKS = 8  # from one link to the next
+# What folders of splits are called.
+_SPLITS = re.compile(
+    r"(train|test|val|valid|dev|eval|unlabel)\w*|.*[-_](train|test|val)", re.IGNORECASE
+)
 _SOURCE = re.compile(r"((?P<split>[A-Za-z][\w-]*)=)?(?P<path>.+)")
 
 
@@ -83,21 +90,21 @@ class Finder:
     def _find(self, path: str, split: str | None) -> list[Part]:
         if os.path.isdir(path):
             return self._folder(path, split)
+        csv_rows.check_regular(path)
         if path.endswith(_TAR):
             return self._tar(path, split)
-        if path.endswith(".csv"):
+        if path.endswith(csv_rows.ENDINGS):
             return [Part(*p) for p in tables.read_csv(path, split, self.columns)]
         if path.endswith(".parquet"):
             return self._parquet([path], split)
         raise UserError(
-            f"{path}: expected a folder, {', '.join(_TAR)}, .csv or .parquet."
+            f"{path}: expected a folder, {', '.join(_TAR)}, "
+            f"{', '.join(csv_rows.ENDINGS)} or .parquet."
         )
 
     def _folder(self, path: str, split: str | None) -> list[Part]:
         files, folders = _listed(path)
-        if found := sorted(
-            glob.glob(f"{glob.escape(path)}/**/*.parquet", recursive=True)
-        ):
+        if found := _parquet_files(path):
             return self._parquet(found, split)
         if tars := [f for f in files if f.endswith(_TAR)]:
             return [
@@ -120,6 +127,11 @@ class Finder:
                     f"say which split it is: train={path}."
                 )
             parts += [Part(name, self._files(inner, c, c)) for c in classes]
+        if folders and not any(map(_SPLITS.fullmatch, folders)):
+            raise UserError(
+                f"{path} has the folders {', '.join(folders[:5])}: by their names none "
+                f"is a split. Say which it is: train={os.path.join(path, folders[0])}."
+            )
         return parts
 
     def _files(self, root: str, folder: str, label: str | None) -> Items:
@@ -127,10 +139,14 @@ class Finder:
         names, sizes, times = [], [], []
         with os.scandir(os.path.join(root, folder)) as entries:
             for entry in sorted(entries, key=lambda e: e.name):
-                if self._counts(entry.name) and entry.is_file():
-                    names.append(os.path.join(folder, entry.name))
-                    sizes.append(entry.stat().st_size)
-                    times.append(entry.stat().st_mtime_ns)
+                if not self._counts(entry.name):
+                    continue
+                if not entry.is_file():
+                    self.left_out[_kind_of(entry)] += 1
+                    continue
+                names.append(os.path.join(folder, entry.name))
+                sizes.append(entry.stat().st_size)
+                times.append(entry.stat().st_mtime_ns)
         if not names:
             raise UserError(
                 f"{os.path.join(root, folder)} has no images; add some, or remove it."
@@ -153,7 +169,7 @@ class Finder:
             inner = [(path, *member) for member in _members(path)]
             return [Part(_given(split, path), i) for i in self._each(_inner_tar, inner)]
         groups: dict[tuple[str, ...], list[tuple[str, int, int]]] = {}
-        for name, offset, size in _members(path):
+        for name, offset, size in _members(path, left_out=self.left_out):
             if self._counts(name):
                 folders = tuple(name.split("/")[:-1])
                 groups.setdefault(folders, []).append((name, offset, size))
@@ -223,6 +239,13 @@ def _call(function: Callable[..., Items], arguments: tuple[Any, ...]) -> Items:
     return function(*arguments)
 
 
+def _kind_of(entry: os.DirEntry[str]) -> str:
+    """What something with the name of an image is that is no file."""
+    if entry.is_dir():
+        return "folders with the name of an image"
+    return _NOWHERE if entry.is_symlink() else "pipes or devices"
+
+
 def _given(split: str | None, path: str) -> str:
     if split is None:
         raise UserError(f"say which split {path} is: SPLIT={path}, such as train=...")
@@ -238,6 +261,21 @@ def _listed(path: str) -> tuple[list[str], list[str]]:
     ]
 
 
+def _parquet_files(path: str) -> list[str]:
+    """All below a folder, also through links, each folder once."""
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, files in os.walk(path, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        found += [os.path.join(folder, f) for f in files if f.endswith(".parquet")]
+    return sorted(found)
+
+
 def _inner_tar(path: str, name: str, offset: int, size: int) -> Items:
     """The images of a class tar CLASS.tar, which may lie inside of another."""
     label = os.path.basename(name).removesuffix(".tar")
@@ -251,10 +289,19 @@ def _inner_tar(path: str, name: str, offset: int, size: int) -> Items:
 
 
 def _members(
-    path: str, start: int = 0, stop: int | None = None
+    path: str,
+    start: int = 0,
+    stop: int | None = None,
+    left_out: Counter[str] | None = None,
 ) -> Iterator[tuple[str, int, int]]:
-    """(name, offset in the file, size) of the files in a tar that begins at `start`."""
+    """(name, offset in the file, size) of the files in a tar that begins at `start`.
+
+    A link has the place of the file of this tar that it leads to. One that leads
+    elsewhere is counted in `left_out`.
+    """
     stop = os.path.getsize(path) if stop is None else stop
+    places: dict[str, tuple[int, int]] = {}
+    links: list[tuple[str, str]] = []
     try:
         with open(path, "rb") as file:
             file.seek(start)
@@ -263,18 +310,31 @@ def _members(
                 vars(tar)["members"] = []  # else it keeps them all: ~1 kB each
                 if member.offset_data + member.size > stop:
                     raise tarfile.ReadError("unexpected end of data")
+                name = member.name.removeprefix("./")
                 if member.isreg():
-                    yield (
-                        member.name.removeprefix("./"),
-                        member.offset_data,
-                        member.size,
-                    )
+                    places[name] = member.offset_data, member.size
+                    yield name, member.offset_data, member.size
+                elif member.issym():
+                    target = os.path.join(os.path.dirname(name), member.linkname)
+                    links.append((name, os.path.normpath(target)))
+                elif member.islnk():
+                    links.append((name, os.path.normpath(member.linkname)))
             # It takes half a header, or none, for the end.
             file.seek(tar.offset)
             if tar.offset >= stop or any(file.read(tarfile.BLOCKSIZE)):
                 raise tarfile.ReadError("it ends without the mark of an end")
-    except (tarfile.TarError, OSError) as e:
+    except (tarfile.TarError, OSError, ValueError) as e:
         raise UserError(f"{path} cannot be read as a tar file: {e}.") from e
+    targets = dict(links)
+    for name, target in links:
+        for _ in range(_MOST_LINKS):  # a link may lead to a link
+            if target not in targets:
+                break
+            target = targets[target]
+        if target in places:
+            yield name, *places[target]
+        elif left_out is not None and is_image(name):
+            left_out[_NOWHERE] += 1
 
 
 def _unpack(opener: Callable[..., Any], path: str, place: str) -> None:

@@ -1,20 +1,33 @@
 """Images that a table lists: CSV beside image files, and Parquet, which holds them."""
 
-import csv
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_jax.data.prepare.items import Items, Labels, in_container
-from vit_jax.errors import UserError, did_you_mean
+from vit_jax.data.prepare import csv_rows
+from vit_jax.data.prepare.items import MOST_CLASSES, Items, Labels, in_container
+from vit_jax.errors import UserError
 
 _SPLIT = re.compile(r"(?P<split>[A-Za-z][\w.-]*?)(-\d{5}-of-\d{5}.*)?")
 _ROWS = 64  # of a Parquet file, read at a time
+
+
+# What the cells of several label columns hold.
+_CELLS = {"0", "1", "0.0", "1.0", "-1", ""}
+
+
+class _Row(NamedTuple):
+    """A row of a CSV file: sorted by its image."""
+
+    name: str
+    line: int
+    labels: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,41 +50,54 @@ class Columns:
     separator: str = "|"
     split: str = "split"
 
+    def __post_init__(self) -> None:
+        if not self.separator:
+            raise UserError('--label_separator=: expected a character, such as "|".')
+
 
 def read_csv(path: str, split: str | None, columns: Columns) -> list[tuple[str, Items]]:
-    """(split, its images), in the order of the splits' names."""
+    """(split, its images), in the order of the splits' names.
+
+    Raises:
+        UserError: a column that is not there, an empty cell, an image on two rows.
+    """
     root = columns.root or os.path.dirname(path) or "."
-    rows: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        header = list(reader.fieldnames or ())
-        _check_column(path, "path", columns.path, header)
-        for name in columns.label:
-            _check_column(path, "label", name, header)
-        if split is None and columns.split not in header:
+    wanted = [("path", columns.path), *(("label", name) for name in columns.label)]
+    rows: dict[str, list[_Row]] = {}
+    for line, cells in csv_rows.read(path, wanted):
+        if split is None and columns.split not in cells:
             raise UserError(
                 f'{path} has no column "{columns.split}"; name it with --split_column, '
                 f"or say which split all of it is: train={path}."
             )
-        for row in reader:
-            cells = tuple(row[name] for name in columns.label)
-            of = row[columns.split] if columns.split in header else split
-            if row[columns.path] is None or of is None or None in cells:
-                raise UserError(f"{path}, line {reader.line_num}: too few columns.")
-            rows.setdefault(of, []).append((row[columns.path], cells))
+        of = cells[columns.split].strip() if columns.split in cells else split
+        name = cells[columns.path]
+        for column, value in ((columns.split, of), (columns.path, name)):
+            if not value or "\0" in value:
+                what = "empty" if not value else "not a text"
+                raise UserError(f'{path}, line {line}: column "{column}" is {what}.')
+        assert of is not None
+        labels = tuple(cells[column] for column in columns.label)
+        rows.setdefault(of, []).append(_Row(name, line, labels))
     if split is not None and split not in rows:
         raise UserError(
-            f'{path} has no row of split "{split}" ({", ".join(sorted(rows))}).'
+            f'{path} has no row of split "{split}" '
+            f"({', '.join(sorted(rows)) or 'it has no rows'})."
         )
     chosen = sorted(rows) if split is None else [split]
-    return [(name, _csv_items(root, rows[name], columns)) for name in chosen]
+    return [(name, _csv_items(path, root, rows[name], columns)) for name in chosen]
 
 
-def _csv_items(
-    root: str, rows: list[tuple[str, tuple[str, ...]]], columns: Columns
-) -> Items:
+def _csv_items(path: str, root: str, rows: list[_Row], columns: Columns) -> Items:
     rows = sorted(rows)
-    names = [name for name, _ in rows]
+    for one, other in itertools.pairwise(rows):
+        if one.name == other.name:
+            raise UserError(
+                f"{path}, lines {one.line} and {other.line} are of one image, "
+                f"{one.name}: give each one row, with several classes in one "
+                f'cell, separated by "{columns.separator}" (--label_separator).'
+            )
+    names = [row.name for row in rows]
     sizes, times = [], []
     for name in names:
         try:
@@ -81,44 +107,53 @@ def _csv_items(
         except OSError:  # reported with what cannot be decoded
             sizes.append(0)
             times.append(0)
-    labels = _of_cells([cells for _, cells in rows], columns)
+    labels = _of_cells(path, rows, columns)
     return in_container(root, names, sizes, labels, times=times)
 
 
-def _of_cells(cells: list[tuple[str, ...]], columns: Columns) -> Labels:
+def _of_cells(path: str, rows: list[_Row], columns: Columns) -> Labels:
     """Classes by the text of the cells; of several columns, those that hold a 1."""
     if len(columns.label) > 1:
-        bad = {c for row in cells for c in row} - {"0", "1", "0.0", "1.0", "-1", ""}
-        if bad:
-            raise UserError(
-                f'columns {", ".join(columns.label)} hold "{min(bad)}"; of several '
-                "label columns each is a class, and a cell is 1 or 0."
-            )
-        classes = [[i for i, c in enumerate(row) if c in ("1", "1.0")] for row in cells]
+        for row in rows:
+            if bad := set(row.labels) - _CELLS:
+                raise UserError(
+                    f"{path}, line {row.line}: columns {', '.join(columns.label)} hold "
+                    f'"{min(bad)}"; of several label columns each is a class, and a '
+                    "cell is 1 or 0."
+                )
+        classes = [
+            [i for i, cell in enumerate(row.labels) if cell in ("1", "1.0")]
+            for row in rows
+        ]
         values = np.array([i for row in classes for i in row], np.int32)
         ends = np.cumsum([len(c) for c in classes])
         return Labels(values, ends, columns.label, ordered=True, several=True)
-    parts = [[p.strip() for p in c.split(columns.separator)] for (c,) in cells]
+    parts = [
+        [p.strip() for p in row.labels[0].split(columns.separator)] for row in rows
+    ]
     parts = [[p for p in row if p] for row in parts]
-    return of_texts(parts)
+    return of_texts(path, parts)
 
 
-def of_texts(rows: list[list[str]]) -> Labels:
-    """Labels of texts: numbers of classes if all are numbers, else their names."""
+def of_texts(path: str, rows: list[list[str]]) -> Labels:
+    """Labels of texts: numbers of classes if all are numbers, else their names.
+
+    Raises:
+        UserError: a number that is too large to be one of a class.
+    """
     texts = [text for row in rows for text in row]
     ends = np.cumsum([len(row) for row in rows])
     if texts and all(text.removeprefix("-").isdecimal() for text in texts):
-        return Labels(np.array([int(t) for t in texts], np.int32), ends, None)
+        numbers = [int(text) for text in texts]
+        if max(numbers) >= MOST_CLASSES:
+            raise UserError(
+                f"{path}: label {max(numbers)} is too large for the number of a class: "
+                f"these begin at 0, and at most {MOST_CLASSES:,} are supported. If it "
+                "is an identifier, number the classes from 0 or give their names."
+            )
+        return Labels(np.array(numbers, np.int64).clip(-1).astype(np.int32), ends, None)
     names, values = np.unique(np.array(texts, str), return_inverse=True)
     return Labels(values.astype(np.int32), ends, tuple(names.tolist()))
-
-
-def _check_column(path: str, what: str, name: str, header: list[str]) -> None:
-    if name not in header:
-        raise UserError(
-            f'{path} has no column "{name}"; name it with --{what}_column: '
-            f"{did_you_mean(name, header)} (it has: {', '.join(header)})."
-        )
 
 
 def split_of(path: str) -> str:
@@ -143,13 +178,14 @@ def unpack_parquet(path: str, spill: str, columns: Columns) -> Items:
     """Copies the images of a Parquet file into one file, readable at any place."""
     from pyarrow import ArrowException, parquet
 
+    csv_rows.check_regular(path)
     folder = spill_folder(spill, path, columns.image, *columns.label)
     images, index = os.path.join(folder, "images"), os.path.join(folder, "index.npz")
     try:
         file = parquet.ParquetFile(path)
         header = file.schema_arrow.names
-        _check_column(path, "image", columns.image, header)
-        _check_column(path, "label", columns.label[0], header)
+        csv_rows.check_column(path, "image", columns.image, header)
+        csv_rows.check_column(path, "label", columns.label[0], header)
         if not os.path.exists(index):
             os.makedirs(folder, exist_ok=True)
             _copy(file, path, images, index, columns)
@@ -191,7 +227,7 @@ def _copy(file: Any, path: str, images: str, index: str, columns: Columns) -> No
                 sizes.append(target.write(data))
                 rows.append(_label_cell(label, path, len(rows)))
     os.replace(f"{images}.tmp", images)
-    labels = of_texts(rows)
+    labels = of_texts(path, rows)
     known = _names_in(file.schema_arrow, columns.label[0])
     offsets = np.cumsum([0, *sizes])[:-1]
     with open(f"{index}.tmp", "wb") as target:
@@ -221,20 +257,36 @@ def _image_cell(cell: Any, path: str, row: int) -> tuple[bytes, str | None]:
 
 
 def _label_cell(cell: Any, path: str, row: int) -> list[str]:
-    if cell is None or (isinstance(cell, int) and cell < 0):
-        raise UserError(
-            f"{path}, row {row} has no label ({cell}); leave out that split: name the "
-            "files of the others, as train=DIR/train-*.parquet."
-        )
-    return [str(c) for c in cell] if isinstance(cell, list) else [str(cell)]
+    """The classes of a record: a number, a text, or a list of these."""
+    cells = cell if isinstance(cell, list) else [cell]
+    for one in cells:
+        if one is None or (isinstance(one, int | float) and not one >= 0):
+            raise UserError(
+                f"{path}, row {row} has no label ({one}); leave out that split: name "
+                "the files of the others, as train=DIR/train-*.parquet."
+            )
+        whole = isinstance(one, float) and one.is_integer()
+        if not (whole or isinstance(one, int | str)):
+            raise UserError(
+                f"{path}, row {row}: the label is {str(one)[:60]!r}; expected the "
+                "number or the name of a class, or a list of these. Another column is "
+                "chosen with --label_column."
+            )
+    return [str(int(one)) if isinstance(one, float) else str(one) for one in cells]
 
 
 def _names_in(schema: Any, column: str) -> list[str]:
-    """Names of classes in what Hugging Face's `datasets` writes into the schema."""
+    """Names of classes in what Hugging Face's `datasets` writes into the schema.
+
+    Where that is not there, or in another form, the numbers are all that is known.
+    """
     metadata = schema.metadata or {}
     if b"huggingface" not in metadata:
         return []
-    feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
-    feature = feature if "_type" in feature else feature[0]
-    feature = feature.get("feature", feature)
-    return list(feature.get("names", ()))
+    try:
+        feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
+        feature = feature if "_type" in feature else feature[0]
+        feature = feature.get("feature", feature)
+        return [str(name) for name in feature.get("names") or ()]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return []
