@@ -105,8 +105,9 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
             weights=args.weights,
         )
         print(f"{args.source} is of {found.format}.")
-        for line in found.said:
-            print(f"  {line}")
+        if args.target is None and args.verify is None:  # else loading says it
+            for line in found.said:
+                print(f"  {line}")
         if (said := augreg.describe(Path(source).name)) is not None:
             print(f"By its name: {said}.")
         print_table(found.table())
