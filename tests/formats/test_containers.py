@@ -186,6 +186,80 @@ def test_claims_of_more_than_the_file_holds(tmp_path: Path) -> None:
     assert_refused(tmp_path / "a.npz", "x.npy is not as long as its shape")
 
 
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"dtype": ["F32"]}, r"type \"\['F32'\]\""),
+        ({"dtype": None}, "type 'None'"),
+        ({"data_offsets": []}, "no list of arrays"),
+        ({"data_offsets": [0, 4, 8]}, "no list of arrays"),
+        ({"data_offsets": 4}, "no list of arrays"),
+        ({"data_offsets": [0.0, 4.0]}, "has type"),
+        ({"data_offsets": [-4, 0]}, "has type"),
+        ({"shape": [-1]}, "has type"),
+        ({"shape": [0, 2**70]}, "has type"),
+        ({"shape": "1"}, "has type"),
+        ({"shape": {"1": 1}}, "has type"),
+        ({"shape": [1] * 100}, "has type"),
+    ],
+)
+def test_headers_of_safetensors_that_cannot_be(
+    entry: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    header = {"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **entry}}
+    text = json.dumps(header).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+    assert_refused(path, message)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1,",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}}",
+        "  {'descr': '<f4'\n {",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -1)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 2**70)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (True,)}",
+        "{'descr': ['<f4'], 'fortran_order': False, 'shape': (1,)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (" + "1," * 100 + ")}",
+        "[" * 200,
+        "1",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Reading `.npy`")  # as NumPy 1 wrote it
+def test_headers_of_numpy_that_cannot_be(header: str, tmp_path: Path) -> None:
+    text = header.encode()
+    npy = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(4)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", npy)
+    assert_refused(tmp_path / "a.npz", "x.npy")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_damage_in_what_is_packed(method: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    with (
+        zipfile.ZipFile(path, "w", method) as archive,
+        archive.open("w.npy", "w") as file,
+    ):
+        np.lib.format.write_array(file, np.random.default_rng(0).normal(size=500))
+    whole = path.read_bytes()
+    for position in range(30, len(whole) - 100, 37):
+        garbled = bytearray(whole)
+        garbled[position] ^= 0x55
+        path.write_bytes(garbled)
+        with pytest.raises(UserError):
+            read_all(path)
+
+
+def test_what_is_no_array_of_an_archive(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    assert_refused(tmp_path / "a.npz", "holds 'readme.txt', not arrays by name")
+
+
 def test_zip_bombs(tmp_path: Path) -> None:
     with (
         zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive,
@@ -246,5 +320,18 @@ def test_other_files(tmp_path: Path) -> None:
     (tmp_path / "a.h5").write_bytes(b"")
     with pytest.raises(UserError, match=r"expected a file that ends in \.npz"):
         open_dicts(tmp_path / "a.h5")
+    with pytest.raises(UserError, match="there is no such file"):
+        open_dicts(tmp_path / "missing.pth")
+    (tmp_path / "a.pth").mkdir()
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        open_dicts(tmp_path / "a.pth")
+    for start, message in (
+        (b"version https://git-lfs.github.com/spec/v1\noid", "pointer of Git LFS"),
+        (b"<!DOCTYPE html><html>", "it is a web page"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "it is an HDF5 file"),
+        (b"", "was cut short"),
+    ):
+        (tmp_path / "b.bin").write_bytes(start)
+        assert_refused(tmp_path / "b.bin", message)
     (tmp_path / "b.npz").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert_refused(tmp_path / "b.npz", "is broken or was not made")
