@@ -235,7 +235,7 @@ def test_what_we_write_needs_no_hint(
 ) -> None:
     """Heads, GELU, epsilon, pooling, sizes, mean, std, labels and kind of loss."""
     source = files.of_fixture(name, tmp_path)
-    given = {"num_heads": 2} if name == "timm-deit" else {}
+    given: dict[str, Any] = {"num_heads": 2} if name == "timm-deit" else {}
     heads = [f"--model.{key}={value}" for key, value in given.items()]
     written = converted(source, tmp_path / target, to, *ALLOWED, *heads)
     was, now = vit_jax.load(str(source), **given), vit_jax.load(str(written))

@@ -431,3 +431,38 @@ def test_the_heat_map_follows_what_the_head_sees(pool: Any) -> None:
             "map": weights["MAPHead_0/attention"][0].mean(axis=0)[0] @ flow,
         }[pool]
         assert found.reshape(-1)[patch] == pytest.approx(expected)
+
+
+def test_images_that_the_model_does_not_take(tmp_path: Path) -> None:
+    """Of another shape with as many patches, or pixels that were not normalised."""
+    model = vit_jax.load(str(files.of_fixture("timm-vit", tmp_path)))
+    with pytest.raises(UserError, match=r"images of 14 x 56 .* takes 28 x 28"):
+        model(np.zeros((1, 14, 56, 3), np.uint8))
+    pixels = np.full((1, 28, 28, 3), 200.0, np.float32)
+    with pytest.raises(
+        UserError, match=r"values of up to 200: give those in 0..255 as"
+    ):
+        model(pixels)
+    found = model((pixels / 255 - 0.5) / 0.5)
+    np.testing.assert_allclose(found, model(pixels.astype(np.uint8)), atol=1e-5)
+
+
+def test_a_head_of_zeros_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = drawn.draw_all(drawn.fixture("timm-vit")["shapes"])
+    arrays |= {
+        name: np.zeros_like(arrays[name]) for name in ("head.weight", "head.bias")
+    }
+    vit_jax.load(str(files.safetensors(tmp_path / "m.safetensors", arrays)))
+    assert "its head is all zeros" in capsys.readouterr().err
+
+
+def test_a_guess_of_heads_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(files.of_fixture("timm-vit", tmp_path))
+    vit_jax.load(path)
+    assert "guessed 1 heads of 64 channels" in capsys.readouterr().err
+    vit_jax.load(path, num_heads=1)
+    assert "guessed" not in capsys.readouterr().err
