@@ -8,9 +8,8 @@ import jax
 
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.models import layers, variants
-from vit_jax.models.attention import Attend
+from vit_jax.models.attention import Attend, choose_attention
 from vit_jax.models.blocks import sincos2d
-from vit_jax.models.fused_attention import choose_attention
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.resnet import ResNet, stem_stride
 from vit_jax.models.variants import SIZES, list_models
@@ -132,9 +131,13 @@ def place(
     constrain: Callable[[jax.Array], jax.Array],
     attend: Attend | None,
     classify: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    platform: str,
 ) -> Any:
     """The model as it runs on a mesh; see the fields of `VisionTransformer`."""
     placed = model.clone(constrain=constrain, classify=classify)
+    if isinstance(placed, VisionTransformer) and placed.recompute_gelu is None:
+        nothing_else = placed.remat_policy in ("auto", "none") and not placed.scan
+        placed = placed.clone(recompute_gelu=platform == "gpu" and nothing_else)
     return placed if attend is None else placed.clone(attend=attend)
 
 
