@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.formats import files
+from tests.formats import drawn, files
 from vit_jax.checkpoints.formats.containers import open_dicts, write_safetensors
 from vit_jax.checkpoints.formats.state_dicts import open_state_dict
 from vit_jax.errors import UserError
@@ -100,7 +100,7 @@ def torch_file(path: Path, tree: bytes, storages: dict[str, bytes]) -> Path:
 
 
 def tensor(shape: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> bytes:
-    """The pickle of {"w": a float32 tensor of storage "0"}, opcode by opcode."""
+    """The pickle of {"w": a float32 tensor of storage "0"}, for sizes that lie."""
 
     def integers(values: tuple[int, ...]) -> bytes:
         return b"(" + b"".join(b"J" + struct.pack("<i", v) for v in values) + b"t"
@@ -114,14 +114,6 @@ def tensor(shape: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> 
     arguments += integers(shape) + integers(stride) + b"\x89)t"
     rebuilt = b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"R"
     return b"\x80\x02}" + text("w") + rebuilt + b"s."
-
-
-def test_torch_files(tmp_path: Path) -> None:
-    data = np.arange(6, dtype=np.float32)
-    path = torch_file(tmp_path / "a.pth", tensor((3, 2), (1, 3)), {"0": data.tobytes()})
-    assert_same(read_all(path), {"w": data.reshape(2, 3).T})
-    path = torch_file(tmp_path / "a.bin", tensor((2,), (1,), 4), {"0": data.tobytes()})
-    assert_same(read_all(path), {"w": data[4:]})
 
 
 class Evil:
@@ -297,11 +289,11 @@ def test_files_that_were_cut_short_or_garbled(suffix: str, tmp_path: Path) -> No
     if suffix == ".npz":
         npz(path, {"w": data})
     elif suffix == ".pth":
-        torch_file(path, tensor((3, 2), (1, 3)), {"0": data.tobytes()})
+        path.write_bytes((drawn.FIXTURES / "torch" / "plain.pth").read_bytes())
     else:
         files.safetensors(path, {"w": data})
     whole = path.read_bytes()
-    for size in range(0, len(whole), 7):
+    for size in range(0, len(whole), 7 if len(whole) < 2000 else 70):
         path.write_bytes(whole[:size])
         with pytest.raises(UserError):
             read_all(path)

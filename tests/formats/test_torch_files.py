@@ -149,6 +149,14 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
     return {name: tensor.read() for name, tensor in found.items()}
 
 
+def test_views_of_shared_storages() -> None:
+    found = arrays(FIXTURES / "tensors.pth")
+    assert found.keys() == RECORD["tensors"].keys()
+    for name, values in RECORD["tensors"].items():
+        assert found[name].astype(np.float32).tolist() == values, name
+    assert found["brain"].dtype == jnp.bfloat16 and found["half"].dtype == np.float16
+
+
 @pytest.mark.crosscheck
 @pytest.mark.parametrize("zipped", [True, False])
 def test_every_kind_of_tensor(zipped: bool, tmp_path: Path) -> None:
