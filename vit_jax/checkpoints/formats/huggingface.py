@@ -143,7 +143,8 @@ def check_values(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:
             good &= isinstance(value, int) or len(numbers) == 2
             expected = f"a whole number from {least} to {most:,}"
         elif isinstance(default, float):
-            good = type(value) in (int, float) and 0 <= value < _MOST
+            good = isinstance(value, int | float) and 0 <= value < _MOST
+            good &= not isinstance(value, bool)
             expected = "a number"
         if not good:
             shown = str(value)[:_SHOWN]

@@ -208,8 +208,10 @@ def _check(images: np.ndarray, labels: np.ndarray, where: str) -> None:
             "is needed."
         )
     bounds = np.iinfo(np.int32)
-    bad = np.flatnonzero((labels < bounds.min) | (labels > bounds.max))
-    if integers and len(bad):
+    bad = np.zeros(0, np.int64)
+    if integers:
+        bad = np.flatnonzero((labels < bounds.min) | (labels > bounds.max))
+    if len(bad):
         raise UserError(
             f"{where}, record {bad[0]}: label {labels[bad[0]]} is no class number "
             f"({len(bad)} of {len(labels)} labels have more than 32 bits); correct the "
