@@ -207,9 +207,14 @@ def _check(images: np.ndarray, labels: np.ndarray, where: str) -> None:
             f"{where}: {len(images)} images but {len(labels)} labels; one for each "
             "is needed."
         )
+    if integers:
+        _check_class_numbers(labels, where)
+
+
+def _check_class_numbers(labels: np.ndarray, where: str) -> None:
     bounds = np.iinfo(np.int32)
     bad = np.flatnonzero((labels < bounds.min) | (labels > bounds.max))
-    if integers and len(bad):
+    if len(bad):
         raise UserError(
             f"{where}, record {bad[0]}: label {labels[bad[0]]} is no class number "
             f"({len(bad)} of {len(labels)} labels have more than 32 bits); correct the "
