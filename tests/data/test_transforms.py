@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -251,7 +252,7 @@ TURNS = {
 def test_vertical_flips_and_quarter_turns_against_pil(channels):
     """One image at a time, and a whole batch: the same pixels as Pillow's."""
     image = RNG.integers(0, 256, (9, 9, channels), np.uint8)
-    keys = {"flip": True, "vertical_flip": True, "rotate90": True}
+    keys: dict[str, Any] = {"flip": True, "vertical_flip": True, "rotate90": True}
     transform = TrainTransform(crop="none", **keys)
     draws = transform.draw(5, np.arange(400))
     assert draws.vertical_flip is not None and draws.quarter_turns is not None

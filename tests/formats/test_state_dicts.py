@@ -136,7 +136,10 @@ def test_several_networks_are_not_chosen_between(
     assert taken(monkeypatch, groups, "b") == f":b.{FIRST}"
     with pytest.raises(UserError, match='no weights "c"; it has a, b'):
         opened(monkeypatch, groups, "c")
-    averages = {"ema_0.999": list(NAMES), "ema_0.9999": list(NAMES)}
+    averages: dict[str, list[str]] = {
+        "ema_0.999": list(NAMES),
+        "ema_0.9999": list(NAMES),
+    }
     with pytest.raises(UserError, match=r"several networks: ema_0.999, ema_0.9999"):
         opened(monkeypatch, averages)
     assert taken(monkeypatch, averages, "ema_0.9999") == f"ema_0.9999:{FIRST}"

@@ -23,7 +23,7 @@ from vit_jax.errors import UserError
 FIXTURES = drawn.FIXTURES / "torch"
 RECORD = json.loads((FIXTURES / "outputs.json").read_text())
 # Files of timm's names do not tell the number of heads.
-MODEL = {"num_heads": 1}
+MODEL: dict[str, Any] = {"num_heads": 1}
 
 
 def open_it(path: Path, weights: str | None = None) -> Opened:

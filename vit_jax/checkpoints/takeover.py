@@ -61,7 +61,9 @@ def normalization_flags(source: Weights, here: Normalization) -> list[str]:
 
 
 def _create(fields: Mapping[str, Any]) -> Any:
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    values: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+    }
     return models.create(**values)
 
 

@@ -180,7 +180,7 @@ def _infer_mixer(shapes: Mapping[str, Shape], known: Mapping[str, Any]) -> Infer
     }
     if "head/kernel" in shapes:
         fields["num_classes"] = shapes["head/kernel"][-1]
-    return Inferred(fields | known, tokens, (patch, patch))
+    return Inferred({**fields, **known}, tokens, (patch, patch))
 
 
 def _infer_resnet(shapes: Mapping[str, Shape], known: Mapping[str, Any]) -> Inferred:
@@ -194,7 +194,7 @@ def _infer_resnet(shapes: Mapping[str, Shape], known: Mapping[str, Any]) -> Infe
     }
     if "head/kernel" in shapes:
         fields["num_classes"] = shapes["head/kernel"][-1]
-    return Inferred(fields | known, None, (1, 1))
+    return Inferred({**fields, **known}, None, (1, 1))
 
 
 def ours_of(names: Names, theirs: str) -> str | None:

@@ -338,7 +338,7 @@ def _infer_resnet(shapes: Mapping[str, Shape], known: Mapping[str, Any]) -> Infe
         )
     if "head.fc.weight" in shapes:
         fields["num_classes"] = shapes["head.fc.weight"][0]
-    return Inferred(fields | known, None, (1, 1))
+    return Inferred({**fields, **known}, None, (1, 1))
 
 
 def _resnet(fields: Fields) -> Iterator[Entry]:
@@ -368,7 +368,7 @@ def _infer_mixer(shapes: Mapping[str, Shape], known: Mapping[str, Any]) -> Infer
         fields["num_classes"] = shapes["head.weight"][0]
     if shapes["blocks.0.mlp_tokens.fc2.weight"][1] != tokens_mlp_dim:
         raise UserError("gMixer is not supported: SwiGLU between tokens")
-    return Inferred(fields | known, tokens, (patch, patch))
+    return Inferred({**fields, **known}, tokens, (patch, patch))
 
 
 def _mixer(fields: Fields) -> Iterator[Entry]:
