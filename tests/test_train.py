@@ -247,7 +247,7 @@ def test_one_process_a_workdir(tmp_path: Path) -> None:
     with (tmp_path / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         output = cli.run(*ARGS, f"--workdir={tmp_path}", expect=2)
-    assert "is in use by process " in output
+    assert "is in use by " in output
 
 
 @pytest.mark.parametrize(

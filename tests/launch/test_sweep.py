@@ -174,7 +174,7 @@ def test_what_stands_in_the_way_is_said(tmp_path: Path, sweep: Path) -> None:
     first = sweeps.start(tmp_path, *grid)
     sweeps.wait_until(lambda: running(sweep))
     output = sweeps.run(tmp_path, *grid, expect=2)
-    assert "is in use by process " in output
+    assert "is in use by " in output
     output = sweeps.run(tmp_path, *grid, "--table")
     assert "| running |" in (sweep / "sweep.md").read_text() or "finished" in output
     sweeps.end(first, 0)

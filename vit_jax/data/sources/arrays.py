@@ -207,6 +207,11 @@ def _check(images: np.ndarray, labels: np.ndarray, where: str) -> None:
             f"{where}: {len(images)} images but {len(labels)} labels; one for each "
             "is needed."
         )
+    if integers:
+        _check_class_numbers(labels, where)
+
+
+def _check_class_numbers(labels: np.ndarray, where: str) -> None:
     bounds = np.iinfo(np.int32)
     bad = np.zeros(0, np.int64)
     if integers:
