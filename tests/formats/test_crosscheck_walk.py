@@ -230,15 +230,24 @@ def outcome(kind: str, name: str, folder: Path) -> str:
     """Of one class: "right", "refused", or "not made", where it cannot be small."""
     transformers: Any = importlib.import_module("transformers")
     torch: Any = importlib.import_module("torch")
-    own = {**TINY, "vision_config": TINY} if kind == "siglip" else TINY
-    try:
-        config = transformers.CONFIG_MAPPING[kind](**own)
-        config.architectures = [name]
-        with torch.device("meta"):
-            empty = getattr(transformers, name)(config)
-    except Exception:  # whatever it is, there is no model to read
+    own = TINY
+    if kind == "siglip":
+        text = {
+            k: v for k, v in TINY.items() if k.endswith(("size", "layers", "heads"))
+        }
+        own = {**TINY, "vision_config": TINY, "text_config": {**text, "vocab_size": 9}}
+    for given in (own, {}):
+        try:
+            config = transformers.CONFIG_MAPPING[kind](**given)
+            config.architectures = [name]
+            with torch.device("meta"):
+                empty = getattr(transformers, name)(config)
+            break
+        except Exception:  # whatever it is, there is no model to read
+            continue
+    else:
         return "not made"
-    if sum(p.numel() for p in empty.parameters()) < 2e6:
+    if given and sum(p.numel() for p in empty.parameters()) < 2e6:
         theirs = draw(getattr(transformers, name)(config))
         theirs.save_pretrained(folder)
     else:  # a part of it has no small form
