@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 
 # Needs the extra [crosscheck].
-collect_ignore = ["formats/make_fixtures.py"]
+collect_ignore = ["formats/make_fixtures.py", "formats/make_torch_fixtures.py"]
 
 DEVICES = "--xla_force_host_platform_device_count=8"
 CACHE = Path(__file__).parent.parent / ".jax_cache"

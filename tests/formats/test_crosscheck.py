@@ -217,3 +217,26 @@ def test_onnx_through_pytorch(tmp_path: Path) -> None:
     for count in (1, 2):
         found = session.run(None, {"images": images[:count].numpy()})[0]
         np.testing.assert_allclose(found, expected[:count], atol=1e-5)
+
+
+LOCAL = [
+    *(f"timm-{n}" for n in ("vit", "vit-gap", "class-gap", "registers", "dinov2")),
+    *(f"timm-{n}" for n in ("dinov2-swiglu", "siglip", "deit", "hybrid-root")),
+    *("timm-config", "hf-vit", "hf-siglip-classifier", "npz-vit"),
+]
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_timm_loads_the_directory_that_we_write(name: str, tmp_path: Path) -> None:
+    """`create_model` alone, which builds the model from config.json."""
+    timm: Any = importlib.import_module("timm")
+    torch: Any = importlib.import_module("torch")
+    source, target = files.of_fixture(name, tmp_path), tmp_path / "out"
+    record = drawn.fixture(name)
+    flags = [f"--model.{k}={v}" for k, v in record.get("model", {}).items()]
+    flags += ["--to=timm", "--allow=layer_norm_epsilon"]
+    assert convert.main(["", str(source), str(target), *flags]) == 0
+    model = timm.create_model(f"local-dir:{target}", pretrained=True).eval()
+    with torch.no_grad():
+        found = model(channels_first(drawn.images(tuple(record["image_size"])))).numpy()
+    np.testing.assert_allclose(found, record["outputs"], atol=2e-5)
