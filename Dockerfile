@@ -1,6 +1,6 @@
 # docker build -t vit_jax .                        CPU
 # docker build -t vit_jax --build-arg EXTRAS=[cuda] .    NVIDIA GPUs
-# docker build -t vit_jax --build-arg EXTRAS=[tpu] .     TPUs; python -m launch.gke --build
+# docker build -t vit_jax --build-arg EXTRAS=[tpu] .     TPUs; python -m vit_jax.launch.gke --build
 #
 # docker run --rm -v "$PWD/workdirs:/workdirs" --user "$(id -u)" vit_jax \
 #     --config=configs/quickstart.py --workdir=/workdirs/quickstart

@@ -22,8 +22,8 @@ FIND_PYTHON := sh requirements/find-python.sh
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-slow test-crosscheck test-campaign slurm-test check lint type \
-        format errors sheet bench \
+.PHONY: help quickstart test test-slow test-crosscheck test-campaign test-wheel slurm-test \
+        check lint type format errors sheet bench \
         test-latest test-lowest refresh-latest lock clean
 
 help:  ## this list
@@ -46,6 +46,9 @@ test-slow: .venv/.dev  ## the tests marked slow: kill campaigns, accuracy
 
 test-crosscheck: .venv-crosscheck/.dev  ## against timm and transformers (PyTorch: 700 MB)
 	.venv-crosscheck/bin/python -m pytest -m crosscheck $(PYTEST_ARGS)
+
+test-wheel: .venv/.made  ## builds wheel and sdist, and uses the wheel by the README
+	$(BIN)/python -m tests.wheel $(VENV_PINS)
 
 test-campaign: .venv/.dev  ## every layout, loss and curve that takes too long for CI
 	$(BIN)/python $(PYTEST) -m campaign $(PYTEST_ARGS)

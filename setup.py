@@ -82,6 +82,24 @@ EXTRAS_REQUIRE = {
 }
 
 
+# Packages of vit_jax whose folders stand beside it in the repository. In vit_jax/ there
+# are links to two of them; an archive that loses links installs them all the same.
+BESIDE = {
+    "vit_jax.configs": "configs",
+    "vit_jax.launch": "launch",
+    "vit_jax.requirements": "requirements",
+}
+
+
+def packages() -> list[str]:
+    """All packages that are installed."""
+    linked = [f"{name}{end}" for name in BESIDE for end in ("", ".*")]
+    found = find_packages(include=["vit_jax", "vit_jax.*"], exclude=linked)
+    for name, folder in BESIDE.items():
+        found += [name, *(f"{name}.{below}" for below in find_packages(folder))]
+    return found
+
+
 def version() -> str:
     """`__version__` of vit_jax, read as text: importing it would need jax."""
     text = (HERE / "vit_jax" / "__init__.py").read_text(encoding="utf-8")
@@ -99,8 +117,13 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=find_packages(include=["vit_jax", "vit_jax.*"]),
-    package_data={"vit_jax": ["data/fashion_mnist_mini/*"]},
+    packages=packages(),
+    package_dir=BESIDE,
+    package_data={
+        "vit_jax": ["data/fashion_mnist_mini/*"],
+        "vit_jax.launch": ["*.sh"],
+        "vit_jax.requirements": ["*.sh", "*.txt"],
+    },
     python_requires=">=3.11",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

@@ -31,7 +31,7 @@ Timed = Callable[[], None]
 
 
 def ours(variant: str, batch_size: int) -> tuple[Timed, Timed]:
-    """A training step of vit_jax, as `vit_jax.train` runs it, and a matmul."""
+    """A training step of vit_jax, as `vit_jax.training` runs it, and a matmul."""
     import jax
     import jax.numpy as jnp
     import numpy as np

@@ -18,7 +18,7 @@ import time
 import jax
 from etils import epath
 
-from vit_jax import train
+from vit_jax import training
 from vit_jax.checkpoints import Checkpoints
 from vit_jax.run import Run
 from vit_jax.state import init_state
@@ -67,7 +67,7 @@ def main() -> None:
     step = run.program.compile_train_step()
     workdir = epath.Path(tempfile.mkdtemp())
     saved = Checkpoints(workdir / "checkpoints", settings, run.stream, **run.checkpoint)
-    observer = train.observe(workdir, run, saved)
+    observer = training.observe(workdir, run, saved)
     fixed = next(run.batches(0))
     batches = run.batches(0)
     batch = next(batches)

@@ -4,9 +4,10 @@
         --config.init_from=B_16.npz --config.data.data_dir=TFDS_DIR
 
 Needs weights (`init_from`: all that `vit_jax.load` reads, or a workdir), the dataset
-prepared by TFDS, and a GPU or TPU. The argument is MODEL,DATASET: a model such as b16,
-l32, h14 or r50+b16, and imagenet, cifar10, cifar100, pets, flowers, or any name of
-TFDS, which gets VTAB's 2,500 steps. `launch.sweep` tries the paper's learning rates.
+(by TFDS, or your own; docs/data.md), and a GPU or TPU. The argument is MODEL,DATASET: a
+model such as b16, l32, h14 or r50+b16, and imagenet, cifar10, cifar100, pets, flowers,
+or any other name, which gets VTAB's 2,500 steps. `vit_jax.launch.sweep` tries the
+paper's learning rates.
 
 Expected: the paper's Table 5 for the weights published with it, for example B/16 from
 ImageNet-21k 83.97 on ImageNet and 98.95 on CIFAR-10. We have not measured them.

@@ -3,9 +3,10 @@
     python -m vit_jax.main --config=configs/imagenet1k.py:B/16 --workdir=DIR \
         --config.data.data_dir=TFDS_DIR
 
-Needs `imagenet2012` prepared by TFDS (array_record or tfrecord), and a TPU v3-8 or
-larger, or as many GPUs: 300 epochs at batch 4096 are 93,834 steps. The argument is any
-name that `vit_jax.list_models()` lists; without it B/16.
+Needs `imagenet2012`, which `vit_jax.data.prepare` makes of ImageNet's tar files, or
+TFDS (docs/data.md), and a TPU v3-8 or larger, or as many GPUs: 300 epochs at batch 4096
+are 93,834 steps. The argument is any name that `vit_jax.list_models()` lists; without
+it B/16.
 
 Expected: the paper gives the accuracy after fine-tuning at 384 px (arXiv:2010.11929,
 Table 5, column ImageNet): B/16 77.91, B/32 73.38, L/16 76.53, L/32 71.16. What this

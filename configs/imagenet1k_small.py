@@ -3,10 +3,10 @@
     python -m vit_jax.main --config=configs/imagenet1k_small.py --workdir=DIR \
         --config.data.data_dir=TFDS_DIR
 
-Needs `imagenet2012` prepared by TFDS (array_record or tfrecord), and a TPU v3-8 or
-larger, or as many GPUs: 90 epochs at batch 1024 are 111,477 steps. The argument is any
-name that `vit_jax.list_models()` lists; without it S/16. The paper's long run has
---config.total_epochs=300.
+Needs `imagenet2012`, which `vit_jax.data.prepare` makes of ImageNet's tar files, or
+TFDS (docs/data.md), and a TPU v3-8 or larger, or as many GPUs: 90 epochs at batch 1024
+are 111,477 steps. The argument is any name that `vit_jax.list_models()` lists; without
+it S/16. The paper's long run has --config.total_epochs=300.
 
 Expected: arXiv:2205.01580 gives 76.5 on the validation set after 90 epochs and 80.0
 after 300, for S/16. What this recipe gives has not been measured by us. It differs from

@@ -3,9 +3,9 @@
     python -m vit_jax.main --config=configs/imagenet21k.py:B/16 --workdir=DIR \
         --config.data.data_dir=TFDS_DIR --config.data.name=NAME
 
-Needs ImageNet-21k (14.2 million images, 21,843 classes) in TFDS's format, as
-array_record or tfrecord, under the name that `data.name` gives: TFDS itself has no
-builder for it. 90 epochs at batch 4096 are 311,000 steps: a pod.
+Needs ImageNet-21k (14.2 million images, 21,843 classes) in TFDS's format, under the
+name that `data.name` gives: `vit_jax.data.prepare` makes it of the tar files of its
+classes (docs/data.md). 90 epochs at batch 4096 are 311,000 steps: a pod.
 
 Expected: the paper gives the accuracy on ImageNet after fine-tuning at 384 px
 (arXiv:2010.11929, Table 5, column ImageNet-21k): B/16 83.97, B/32 81.28, L/16 85.15,

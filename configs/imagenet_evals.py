@@ -5,8 +5,9 @@
 
 Needs weights with a head of ImageNet's 1,000 classes (`init_from`: all that
 `vit_jax.load` reads, or a workdir), their `--config.data.image_size`, `.mean` and
-`.std`, and the datasets prepared by TFDS; `--evals=v2,r` chooses some. The argument is
-any name that `vit_jax.list_models()` lists. ImageNet-C alone is 3.75 million images.
+`.std`, and the datasets, prepared (docs/datasets.md); `--evals=v2,r` chooses some. The
+argument is any name that `vit_jax.list_models()` lists. ImageNet-C alone has 3.75
+million images.
 
 Expected: the accuracies that the weights' authors report; those of the paper's ViTs on
 ReaL are in Table 5 of arXiv:2010.11929. We have not measured them.

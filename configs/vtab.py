@@ -1,6 +1,6 @@
 """VTAB-1k: fine-tuning on 1,000 images of each of 19 tasks (arXiv:1910.04867).
 
-    python -m launch.sweep --config=configs/vtab.py:b16 --workdir=DIR \
+    python -m vit_jax.launch.sweep --config=configs/vtab.py:b16 --workdir=DIR \
         --config.init_from=B_16.npz --config.data.data_dir=TFDS_DIR
 
 runs all 19, one after the other, and ends with a table: each task's test accuracy, and

@@ -6,8 +6,8 @@ import subprocess
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from launch import job
 from vit_jax.errors import UserError
+from vit_jax.launch import job
 
 INSTALL = {
     "docker": "https://docs.docker.com/get-docker/",

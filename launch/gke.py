@@ -1,4 +1,4 @@
-"""python -m launch.gke --config=... --workdir=gs://... --image=... --topology=v5e:4x4
+"""python -m vit_jax.launch.gke --config=... --workdir=gs://... --image=... [flags]
 
 Runs vit_jax.main on Kubernetes: as a JobSet on TPU node pools of GKE (--topology,
 --slices), or as an indexed Job on nodes with GPUs (--gpus, --nodes). The cluster
@@ -12,9 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import accelerators, command, job, manifests
-from launch.kubernetes import Workload
+from vit_jax import recipes
 from vit_jax.errors import UserError
+from vit_jax.launch import accelerators, command, job, manifests
+from vit_jax.launch.kubernetes import Workload
 
 # A JobSet's pods are called NAME-slice-SLICE-HOST-xxxxx, in at most 63 letters.
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
@@ -126,7 +127,7 @@ def default_name(run: job.Job) -> str:
     >>> default_name(job.Job("configs/imagenet1k.py:B/16", "gs://bucket/b16"))
     'imagenet1k-3f239632'
     """
-    stem = Path(run.config.partition(":")[0]).stem.lower()
+    stem = Path(recipes.split(run.config)[0]).stem.lower()
     letters = re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:30].rstrip("-")
     known = letters if letters[:1].isalpha() else f"run-{letters}".rstrip("-")
     digest = hashlib.sha256(f"{run.config} {run.workdir}".encode()).hexdigest()[:8]
@@ -156,7 +157,16 @@ def volumes(given: Sequence[str], workdir: str) -> list[tuple[str, str]]:
 
 
 def build_commands(flags: argparse.Namespace) -> list[list[str]]:
-    """Builds the image from this checkout's Dockerfile, and pushes it."""
+    """Builds the image from this checkout's Dockerfile, and pushes it.
+
+    Raises:
+      UserError: if this is no checkout.
+    """
+    if not Path("Dockerfile").is_file():
+        raise UserError(
+            "--build builds the image from the Dockerfile of a clone of vit_jax, and "
+            "there is none here: run this there, or give an --image that is built"
+        )
     extras = "[tpu]" if flags.topology else "[cuda]"
     build = ["docker", "build", f"--tag={flags.image}", f"--build-arg=EXTRAS={extras}"]
     return [[*build, "."], ["docker", "push", flags.image]]

@@ -18,7 +18,8 @@ from typing import NoReturn
 from etils import epath
 
 from vit_jax import config as configs
-from vit_jax import errors
+from vit_jax import errors, workdirs
+from vit_jax import flags as command_line
 
 # Exit codes that the same command would only give again: done, an error in the input,
 # a loss that is not finite. All others (75 preempted, 76 a peer lost, a crash, death by
@@ -68,7 +69,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, launcher: str, description: str | None) -> None:
         super().__init__(
-            prog=f"python -m launch.{launcher}",
+            prog=f"python -m vit_jax.launch.{launcher}",
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -96,8 +97,8 @@ def parse(
     parser.add_argument("--evaluate_only", action="store_true", help="do not train")
     parser.add_argument("--evals", help="with it: NAME,... of config.evals, not all")
     parser.add_argument("--dry_run", action="store_true", help="print, start nothing")
-    overrides = [a for a in argv if a.startswith("--config.")]
-    flags, rest = parser.parse_known_args([a for a in argv if a not in overrides])
+    argv, overrides = command_line.split_overrides(argv)
+    flags, rest = parser.parse_known_args(argv)
     if rest:
         names = re.findall(r"--\w+", parser.format_usage())
         hint = errors.did_you_mean(rest[0].partition("=")[0], names)
@@ -106,11 +107,12 @@ def parse(
         raise errors.UserError(
             "--config and --workdir are both needed; --help says more"
         )
+    workdirs.absolute(flags.workdir, of="--workdir")  # refuses what cannot be one
     if flags.evals and not flags.evaluate_only:
         raise errors.UserError("--evals goes with --evaluate_only: training does all")
-    pairs = [a.removeprefix("--config.").partition("=") for a in overrides]
-    configs.load(flags.config, [(key, text) for key, _, text in pairs])
-    arguments = [*overrides, *(["--evaluate_only"] if flags.evaluate_only else [])]
+    configs.load(flags.config, overrides)
+    arguments = [f"--config.{key}={text}" for key, text in overrides]
+    arguments += ["--evaluate_only"] if flags.evaluate_only else []
     arguments += [f"--evals={flags.evals}"] if flags.evals else []
     return Job(flags.config, flags.workdir, tuple(arguments)), flags
 
@@ -176,8 +178,4 @@ class Restarts:
 
 def run_main(main: Callable[[Sequence[str]], int]) -> int:
     """Runs a launcher on sys.argv; returns its code. A UserError is one message."""
-    try:
-        return main(sys.argv[1:])
-    except errors.Stop as stop:
-        print(f"{stop.label}: {stop}", file=sys.stderr)
-        return stop.exit_code
+    return command_line.run(None, sys.argv[1:], lambda: main(sys.argv[1:]))

@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from launch import command, job
-from launch.manifests import Object
 from vit_jax.errors import UserError
+from vit_jax.launch import command, job
+from vit_jax.launch.manifests import Object
 
 _FINISHED = {"Complete": 0, "Completed": 0, "Failed": 1}  # conditions, and our code
 _SLICE_INDEX = "jobset.sigs.k8s.io/job-index"

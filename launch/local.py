@@ -1,4 +1,4 @@
-"""python -m launch.local --processes=N --config=PATH.py[:ARG] --workdir=DIR
+"""python -m vit_jax.launch.local --processes=N --config=PATH.py[:ARG] --workdir=DIR
 
 Starts N processes of vit_jax.main on this machine that train together, as hosts do: for
 debugging what crosses hosts. Each line of output begins with the number of its process.
@@ -20,8 +20,8 @@ import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
-from launch import job
 from vit_jax.errors import NonFiniteLossError, PeerLost, Preempted, UserError
+from vit_jax.launch import job
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LOST_PEER = PeerLost.exit_code

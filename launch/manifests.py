@@ -19,9 +19,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from launch import job
-from launch.accelerators import Slice
 from vit_jax.errors import NonFiniteLossError, PeerLost, Preempted, UserError
+from vit_jax.launch import job
+from vit_jax.launch.accelerators import Slice
 
 Object = dict[str, Any]
 
@@ -38,7 +38,7 @@ class Settings:
 
     Attributes:
       name: of the object, its service and its pods' hosts.
-      image: a container image with this checkout in its working directory.
+      image: a container image with vit_jax, and the recipe in its working directory.
       volumes: persistent volume claims and where they are mounted.
       grace: seconds between SIGTERM and SIGKILL, to save in.
       max_restarts: of the whole run; those after a preemption are not counted.

@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from launch import command, job
 from vit_jax.errors import UserError
+from vit_jax.launch import command, job
 
 _WAITING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
 _LEAVING = ("SUSPENDING", "DELETING")

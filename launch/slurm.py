@@ -1,4 +1,4 @@
-"""python -m launch.slurm --config=PATH.py[:ARG] --workdir=DIR --nodes=N
+"""python -m vit_jax.launch.slurm --config=PATH.py[:ARG] --workdir=DIR --nodes=N
 
 Writes an sbatch script to DIR/slurm.sh and submits it. Two minutes before the time
 limit the run saves and goes back into the queue, to go on in the same workdir; so it
@@ -17,8 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import job
 from vit_jax.errors import UserError
+from vit_jax.launch import job
 
 # The signal before the time limit goes to the tasks alone. A SIGTERM to the shell says
 # that the job is cancelled, or that Slurm puts it back without us.
@@ -119,22 +119,26 @@ def main(argv: Sequence[str]) -> int:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds a flag for each of `Options` but `parallel`."""
-    for name, default in (("nodes", 1), *((n, None) for n in _OPTIONAL_NUMBERS)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--partition")
-    parser.add_argument("--account")
-    parser.add_argument("--time", help="limit of one start, such as 8:00:00")
-    parser.add_argument("--python", default=sys.executable, help="on the nodes")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--nodes", type=int, default=1, help="how many (1)")
+    add(
+        "--tasks_per_node",
+        type=int,
+        help="processes of a node; default: one for each of --gpus_per_node, or one",
+    )
+    add("--gpus_per_node", type=int, help="GPUs to ask for; default: none")
+    add("--cpus_per_task", type=int, help="cores of a process; default: the cluster's")
+    add("--partition", help="of the cluster, where the job waits; default: its own")
+    add("--account", help="that the time is charged to; default: yours")
+    add("--time", help="limit of one start, such as 8:00:00")
+    add("--python", default=sys.executable, help="on the nodes")
+    add(
         "--sbatch",
         action="append",
         default=[],
         metavar="OPTION",
         help="another option of sbatch, as in --sbatch=--qos=high; may be repeated",
     )
-
-
-_OPTIONAL_NUMBERS = ("tasks_per_node", "gpus_per_node", "cpus_per_task")
 
 
 def read_flags(flags: argparse.Namespace, *, parallel: int | None = None) -> Options:
@@ -179,7 +183,8 @@ def script(jobs: Sequence[job.Job], options: Options) -> str:
       UserError: for a number below 1, a workdir that is no path of a file system, an
         option that is none.
     """
-    for name in ("nodes", *_OPTIONAL_NUMBERS, "parallel"):
+    counts = ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "parallel")
+    for name in counts:
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"--{name}={value} must be at least 1")
     jobs = [absolute(run) for run in jobs]

@@ -1,7 +1,7 @@
-"""python -m launch.tpu --name=... --accelerator_type=v5litepod-16 [flags]
+"""python -m vit_jax.launch.tpu --name=... --accelerator_type=v5litepod-16 [flags]
 
 Runs vit_jax.main on TPU VMs of Google Cloud: waits in the queue for the slices, ships
-this checkout, runs on all workers, shows their logs, and starts again what crashed or
+this vit_jax, runs on all workers, shows their logs, and starts again what crashed or
 was preempted. In the end the slices are deleted, unless --keep is given.
 """
 
@@ -16,9 +16,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from launch import accelerators, checkout, command, job
-from launch.queued_resources import QueuedResource, Request
 from vit_jax.errors import Preempted, UserError
+from vit_jax.launch import accelerators, checkout, command, job
+from vit_jax.launch.queued_resources import QueuedResource, Request
 
 _LOST_CONNECTION = 255  # the exit code of ssh itself
 _SHIP_TRIES = 3

@@ -1,5 +1,6 @@
 #!/bin/sh
-# One worker (host) of a TPU slice, as launch.tpu uses it: in the unpacked checkout,
+# One worker (host) of a TPU slice, as launch.tpu uses it: in the unpacked archive of a
+# checkout, or of an installed vit_jax,
 #
 #     sh launch/worker.sh install          once; makes .venv
 #     sh launch/worker.sh run ID COMMAND...    starts it, follows it, exits with its code
@@ -27,8 +28,12 @@ install() {
     test -e "$pins" || pins=requirements/latest.txt
     # jax[tpu] names the libtpu that goes with it; the pinned one is for plans.
     grep -v '^libtpu==' "$pins" >.venv/pins.txt
-    .venv/bin/python -m pip install --quiet --editable '.[tpu]' \
-        --constraint .venv/pins.txt
+    if wheel=$(ls ./vit_jax-*.whl 2>/dev/null); then
+        set -- "${wheel}[tpu]"
+    else
+        set -- --editable '.[tpu]'
+    fi
+    .venv/bin/python -m pip install --quiet "$@" --constraint .venv/pins.txt
     touch .venv/.installed
 }
 

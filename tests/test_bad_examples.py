@@ -1,6 +1,7 @@
 """A run over data some of which is bad: counted, told once, exact on resume."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -143,3 +144,50 @@ def test_two_processes_leave_out_the_same(
     codes, outputs = cli.ends(cli.start_many(2, *args, *more, *limit))
     assert codes == [2, 2], outputs
     assert "but 2 are allowed" in outputs[0] and "error" not in outputs[1]
+
+
+@pytest.mark.slow
+def test_one_that_is_met_late_ends_the_run_where_it_can_go_on(tmp_path: Path) -> None:
+    """It is repaired, skipped, or taken away; what is said of each comes true."""
+    count, met_at = 120, 5
+    order = sampler.record_numbers(np.arange(met_at * BATCH), count, seed=SEED)
+    checked = sampler.record_numbers(np.arange(BATCH), count, seed=0)
+    record = next(r for r in order[-BATCH:] if r not in checked)
+    data_dir, workdir = tmp_path / "data", tmp_path / "run"
+    for split, n in (("train", count), ("test", 4)):
+        for i in range(n):
+            path = data_dir / split / "ab"[i % 2] / f"{i:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (28, 28), (i, 99, 200 * (i % 2))).save(path)
+    train = sorted((data_dir / "train").rglob("*.png"))
+    train[record].write_bytes(b"broken")
+    args = [
+        *(f"--config={cli.EVERYTHING}", f"--workdir={workdir}"),
+        *("--config.data.name=folder", f"--config.data.data_dir={data_dir}"),
+        *("--config.data.train.repeats=1", "--config.evals.test.split=test"),
+        *("--config.total_steps=8", "--config.checkpoint.every=2"),
+    ]
+    output = cli.run(*args, expect=2)
+    assert f"{train[record]} cannot be decoded: 6 bytes" in output
+    assert "--config.data.on_bad_example=skip" in output and "remove" not in output
+    (saved,) = cli.saved_steps(workdir)
+    assert 0 < saved < met_at
+    assert f"{workdir} is saved at step {saved}; the same command goes on" in output
+    shutil.copytree(workdir, tmp_path / "copy")
+    cli.run(*args, "--config.data.on_bad_example=skip")
+    (left_out,) = told(workdir)
+    assert left_out["step"] == met_at
+
+    train[record].unlink()
+    args[1] = f"--workdir={tmp_path}/copy"
+    output = cli.run(*args, expect=2)
+    assert "The training data is not what it was" in output
+    allowed = "--config.checkpoint.allow_changed_data=true"
+    assert allowed in output
+    assert "seed 4" in cli.run(*args, allowed, "--config.seed=4", expect=2)
+    output = cli.run(*args, allowed)
+    assert f"training data has changed since step {saved}" in output
+    lines = cli.metric_lines(tmp_path / "copy")
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert lines[-1]["train/examples_seen"] == 8 * BATCH
+    cli.run(*args, "--config.total_steps=9")  # by now these are its data

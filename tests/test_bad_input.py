@@ -40,9 +40,9 @@ def truncated(tmp_path: Path) -> list[str]:
     return [*FOLDER, f"--config.data.data_dir={root}"]
 
 
-def empty_class(tmp_path: Path) -> list[str]:
+def latin_class(tmp_path: Path) -> list[str]:
     root = images(tmp_path / "data", "a", "b")
-    (root / "train" / "c").mkdir()
+    (root / "train" / os.fsdecode(b"caf\xe9")).mkdir()
     return [*FOLDER, f"--config.data.data_dir={root}"]
 
 
@@ -117,7 +117,7 @@ def test_bad_arguments(case: str, tmp_path: Path) -> None:
     "make, expected",
     [
         (truncated, "test/b/0.jpg"),
-        (empty_class, "train/c"),
+        (latin_class, r"not UTF-8: caf\xe9"),
         (label_out_of_range, "out of range"),
     ],
 )

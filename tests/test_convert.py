@@ -13,7 +13,7 @@ import vit_jax
 from tests.formats import drawn, files
 from vit_jax import convert
 from vit_jax.checkpoints.formats import augreg
-from vit_jax.checkpoints.formats.containers import open_tensors
+from vit_jax.checkpoints.formats.state_dicts import open_state_dict
 from vit_jax.errors import UserError
 
 
@@ -24,7 +24,8 @@ def converted(source: Path, target: Path, to: str, *flags: str) -> Path:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    return {name: tensor.read() for name, tensor in open_tensors(path).items()}
+    found = open_state_dict([path], named=False)
+    return {name: tensor.read() for name, tensor in found.tensors.items()}
 
 
 def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:

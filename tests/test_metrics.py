@@ -1,5 +1,6 @@
 """What the writers leave behind, read by others: json, TensorBoard's own reader."""
 
+import importlib
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import jax
@@ -234,8 +236,9 @@ def test_everything_reaches_the_file_and_tensorboard(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_back, square)
     (text,) = events.Tensors("config")[0].tensor_proto.string_val
     assert b'"learning_rate": 0.25' in text
-    from tensorboard.plugins.hparams import plugin_data_pb2
-
+    plugin_data_pb2: Any = importlib.import_module(
+        "tensorboard.plugins.hparams.plugin_data_pb2"
+    )
     content = events.SummaryMetadata(hparams_tag).plugin_data.content
     data = plugin_data_pb2.HParamsPluginData.FromString(content)
     hparams = data.session_start_info.hparams

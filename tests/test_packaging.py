@@ -1,11 +1,17 @@
 """setup.py, requirements/ and the tools agree with each other."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import vit_jax
+from tests import wheel
+from vit_jax import __main__
 
 ROOT = Path(__file__).parent.parent
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
@@ -56,6 +62,74 @@ def test_make_installs_the_extras_under_the_pins(environment: str):
     extras, pinned_by = found.groups()
     assert extras == ".[dev,plan]"
     assert ROOT / pinned_by in LOCKS
+
+
+def folders_with_code() -> list[Path]:
+    """Those that are installed, as they stand in the repository."""
+    found = {path.parent for path in Path(ROOT, "vit_jax").rglob("*.py")}
+    return sorted(found | {ROOT / "configs", ROOT / "launch", ROOT / "launch/sweep"})
+
+
+@pytest.mark.parametrize("folder", folders_with_code(), ids=str)
+def test_every_folder_with_code_is_a_package(folder: Path):
+    """find_packages of setuptools leaves out any other, without a word."""
+    assert (folder / "__init__.py").is_file()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return wheel.build_offline(tmp_path_factory.mktemp("wheel"))
+
+
+def test_a_wheel_has_every_file_of_the_package(built: Path):
+    assert wheel.contents(built) ^ wheel.expected() == set()
+
+
+@pytest.mark.slow
+def test_every_module_of_a_wheel_can_be_imported(built: Path, tmp_path: Path):
+    shutil.unpack_archive(built, tmp_path, "zip")
+    check = wheel.IMPORT_ALL.replace("sys.prefix", repr(str(tmp_path)))
+    done = subprocess.run(
+        [sys.executable, "-c", check],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[0]) > 150
+
+
+def test_python_m_vit_jax_names_every_command():
+    """The modules that do something when they are run, and the packages."""
+    internal = {"launch.child", "planning.worker", "requirements.resolve"}
+    found = set()
+    for path in [*(ROOT / "vit_jax").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts).removeprefix("vit_jax.")
+        if path.name == "__main__.py":
+            found.add(name.removesuffix("__main__").rstrip("."))
+        elif '__name__ == "__main__"' in path.read_text(encoding="utf-8"):
+            found.add(name)
+    assert found - internal - {"vit_jax", ""} == set(__main__.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "argv, code, said",
+    [
+        ([], 0, "python -m vit_jax.predict "),
+        (["--help"], 0, "python -m vit_jax.launch.local "),
+        (["--version"], 0, f"vit_jax {vit_jax.__version__}\n"),
+        (["predcit"], 2, 'did you mean "predict"'),
+        (["--verison"], 2, 'did you mean "version"'),
+    ],
+)
+def test_python_m_vit_jax(
+    argv: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+):
+    assert __main__.main(["vit_jax", *argv]) == code
+    captured = capsys.readouterr()
+    assert said in (captured.err if code else captured.out)
 
 
 @pytest.mark.slow

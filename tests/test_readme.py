@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -32,13 +34,13 @@ def test_commands_are_found() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command_is_valid(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flags, recipe and every override."""
-    monkeypatch.chdir(cli.ROOT)
-    argv = shlex.split(command)[2:]
-    overrides = main.parse(argv)
-    config.load(main.FLAGS.config, overrides)
-    main.FLAGS.unparse_flags()
+def test_command_is_valid(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flags, recipe and every override, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    args, overrides = main.parse(shlex.split(command)[3:])
+    config.load(args.config, overrides)
 
 
 def test_targets_and_files_exist() -> None:
@@ -49,3 +51,10 @@ def test_targets_and_files_exist() -> None:
         assert (cli.ROOT / path).exists(), path
     for path in re.findall(r"`(configs/\w+\.py)", README):
         assert (cli.ROOT / path).exists(), path
+
+
+def test_git_ignores_what_the_readme_has_one_write() -> None:
+    folders = "workdirs data data_check images overlays exported huggingface vit_b16"
+    for name in (*(f"{folder}/x" for folder in folders.split()), "sheet.png"):
+        command = ["git", "check-ignore", "--quiet", name]
+        assert subprocess.run(command, cwd=cli.ROOT).returncode == 0, name

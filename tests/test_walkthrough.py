@@ -4,62 +4,29 @@ Training is shortened; nothing else is changed.
 """
 
 import json
-import os
-import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests import cli
+from tests import cli, readme
 
-SECTION = re.search(
-    r"## Use what you trained\n(.*?)\n## ",
-    (cli.ROOT / "README.md").read_text(),
-    re.DOTALL,
-)
-assert SECTION is not None
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", SECTION.group(1), re.DOTALL)
+BLOCKS = readme.blocks("Use what you trained")
 SHORTER = {
-    "workdirs/quickstart": " --config.total_epochs=4",
-    "workdirs/finetuned": " --config.total_epochs=0.5",
-    "workdirs/scratch": " --config.total_epochs=0.5",
+    "workdirs/quickstart": "--config.total_epochs=4",
+    "workdirs/finetuned": "--config.total_epochs=0.5",
+    "workdirs/scratch": "--config.total_epochs=0.5",
 }
 
 
 def walk(folder: Path, *, skip: str | None) -> list[str]:
     """Runs the blocks in a folder, but those with `skip` in them; what each printed."""
-    (folder / "configs").symlink_to(cli.ROOT / "configs")
-    bin_ = Path(sys.executable).parent
-    environment = os.environ | {
-        "PYTHONPATH": str(cli.ROOT),
-        "PATH": f"{bin_}:{os.environ['PATH']}",
-        "JAX_PLATFORMS": "cpu",
-    }
-    printed = []
-    for language, text in BLOCKS:
-        if skip is not None and skip in text:
-            continue
-        if language == "bash":
-            for name, more in SHORTER.items():
-                text = re.sub(
-                    rf"(--workdir={name}\b(?:.|\\\n)*?)\n(?!    )", rf"\1{more}\n", text
-                )
-        command = ["bash", "-euc", text]
-        if language == "python":
-            command = [sys.executable, "-c", text]
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-        printed.append(done.stdout)
-    return printed
+    found = [
+        (language, readme.with_flags(text, SHORTER))
+        for language, text in BLOCKS
+        if skip is None or skip not in text
+    ]
+    return list(readme.run(found, sys.executable, folder, PYTHONPATH=str(cli.ROOT)))
 
 
 def last_accuracy(workdir: Path) -> float:

@@ -1,12 +1,18 @@
 """python -m vit_jax.convert SRC [DST --to=FORMAT]
 
   SRC              a workdir of ours, or a checkpoint of another library
-  DST              a new file or directory; without it the table alone is printed
+  DST              without it the table alone is printed. For npz and big_vision a new
+                   file that ends in .npz; for timm a directory that
+                   timm.create_model("local-dir:DST", pretrained=True) loads, or, if it
+                   ends in .safetensors, the weights alone; else a new directory
   --to=FORMAT      npz (as the paper's authors publish), big_vision, timm, huggingface,
                    or stablehlo: a program that needs jax alone, see vit_jax/export.py
   --step=N         of a workdir: another step than the best, or else newest
-  --allow=NAME     a parameter (or a pattern of them) that may be missing or left over
-                   in SRC, or a field, such as gelu, that FORMAT cannot say; repeatable
+  --weights=KEY    of a training checkpoint with several: which, such as state_dict;
+                   default: an average, such as state_dict_ema, else the weights
+  --allow=NAME     a tensor of SRC (or a pattern of them) that may be left over, a bias
+                   that may be missing, or a field, such as gelu, that FORMAT cannot
+                   say; repeatable
   --image_size=N   or HEIGHT,WIDTH, where SRC does not say it
   --verify=IMAGES  compares what timm or transformers, if they are installed, compute of
                    SRC and of DST with what we do: a file, or a folder of images
@@ -39,6 +45,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("target", nargs="?", type=Path)
     parser.add_argument("--to")
     parser.add_argument("--step", type=int)
+    parser.add_argument("--weights")
     parser.add_argument("--image_size", type=size)
     parser.add_argument("--verify", type=Path)
     parser.add_argument("--timm")
@@ -79,16 +86,7 @@ def value(text: str) -> Any:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns its exit code, see `vit_jax.errors`."""
-    if "--help" in argv:
-        print(__doc__)
-        return 0
-    try:
-        args, model = parse(argv[1:])
-        run(args, model)
-    except errors.Stop as stop:
-        print(f"{stop.label}: {stop}", file=sys.stderr)
-        return stop.exit_code
-    return 0
+    return flags.run(__doc__, argv[1:], lambda: run(*parse(argv[1:])))
 
 
 def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
@@ -101,9 +99,14 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     places = to_verify(args, Path(source), is_run) if args.verify is not None else []
     if not is_run:
         found = opened.open_checkpoint(
-            Path(source), image_size=args.image_size, model=model
+            Path(source),
+            image_size=args.image_size,
+            model=model,
+            weights=args.weights,
         )
         print(f"{args.source} is of {found.format}.")
+        for line in found.said:
+            print(f"  {line}")
         if (said := augreg.describe(Path(source).name)) is not None:
             print(f"By its name: {said}.")
         print_table(found.table())
@@ -113,6 +116,7 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     loaded = loading.load(
         args.source,
         step=args.step,
+        weights=args.weights,
         image_size=args.image_size,
         allow=args.allow,
         **model,
@@ -134,11 +138,15 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
         mean=loaded.mean,
         std=loaded.std,
         label_names=loaded.label_names,
+        loss=loaded.loss,
         allow=args.allow,
     )
     print(f"\n{args.target} is of {written.format}.")
     print_table(written.table())
     print(f"\n{args.target} was read back: all bits are the same.")
+    if args.to == "timm" and args.target.is_dir():
+        name = f"local-dir:{args.target}"
+        print(f'It is loaded by: timm.create_model("{name}", pretrained=True)')
     if args.target in places:
         print_verified(loaded, args.target, args)
 
@@ -153,7 +161,10 @@ def to_verify(args: argparse.Namespace, source: Path, is_run: bool) -> list[Path
     places = []
     if not is_run and (source.is_dir() or named):
         places.append(source)
-    if args.to == "huggingface" or (named and args.to not in (None, "stablehlo")):
+    by_itself = args.to == "huggingface" or (
+        args.to == "timm" and not args.target.suffix
+    )
+    if by_itself or (named and args.to not in (None, "stablehlo")):
         places.append(args.target)
     if not places:
         raise errors.UserError(

@@ -27,6 +27,8 @@ class Distillation:
     Attributes:
       teacher: a workdir or another library's checkpoint, all that `vit_jax.load`
         reads; None is off.
+      teacher_weights: which weights, if it is a training checkpoint of `torch.save`
+        with several: see `weights` of `vit_jax.load`.
       kind: of the loss against the teacher; see `losses.DISTILLATIONS`.
       weight: of that loss; 1 - weight is the one against the labels.
       temperature: that "soft" divides all logits by. DeiT's is 3, with a weight of
@@ -37,6 +39,7 @@ class Distillation:
     """
 
     teacher: str | None = None
+    teacher_weights: str | None = None
     kind: Literal["hard", "soft"] = "hard"
     weight: float = 0.5
     temperature: float = 1.0

@@ -15,6 +15,10 @@ class Stop(Exception):
     # Whether every process of the run raises the same: then one of them tells it.
     shared = False
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and Jupyter show instead of a traceback."""
+        return [f"{self.label}: {self}"]
+
 
 class UserError(Stop, ValueError):
     """Bad input: what was given, what was expected, what to do."""

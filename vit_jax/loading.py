@@ -6,6 +6,7 @@ logits = model(np.stack([model.preprocess(image)]))
 
 import functools
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -125,6 +126,7 @@ class Model:
         return self._compiled[capture]
 
     def _check(self, images: Any) -> jax.Array:
+        plain = images if isinstance(images, np.ndarray) else None
         images = jnp.asarray(images)
         if images.ndim != 4 or images.shape[-1] != 3:
             raise UserError(
@@ -136,7 +138,31 @@ class Model:
                 "expected uint8 or normalised floating-point images, got "
                 f"{images.dtype}"
             )
+        if self._has_one_size() and images.shape[1:3] != self.image_size:
+            size, (height, width) = images.shape[1:3], self.image_size
+            raise UserError(
+                f"images of {size[0]} x {size[1]} pixels (height x width), and this "
+                f"model takes {height} x {width}: see `preprocess`, or load it with "
+                "image_size="
+            )
+        if plain is not None and plain.dtype != np.uint8 and plain.size:
+            self._check_normalised(float(plain.max()))
         return images
+
+    def _has_one_size(self) -> bool:
+        """Whether its parameters are for images of one size alone."""
+        if isinstance(self.module, models.ResNet):
+            return False
+        return getattr(self.module, "posemb", "learn") == "learn"
+
+    def _check_normalised(self, largest: float) -> None:
+        """Refuses numbers that no normalisation of [0, 1] gives."""
+        white = max((1 - m) / s for m, s in zip(self.mean, self.std, strict=True))
+        if largest > max(20.0, 5 * white):
+            raise UserError(
+                f"floating-point images with values of up to {largest:.4g}: give those "
+                "in 0..255 as uint8, or normalise them, (x / 255 - mean) / std"
+            )
 
 
 def load(
@@ -144,6 +170,7 @@ def load(
     *,
     step: int | None = None,
     image_size: int | tuple[int, int] | None = None,
+    weights: str | None = None,
     allow: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
     **model: Any,
@@ -152,11 +179,14 @@ def load(
 
     Args:
       path: a workdir or one of its checkpoints; a .npz of the paper, AugReg, Mixer, BiT
-        or big_vision; a timm state dict (.safetensors, .pth, .bin); a directory of
-        Hugging Face or timm, with config.json.
+        or big_vision; a timm state dict (.safetensors, or of `torch.save`: .pth, .pt,
+        .bin, .ckpt, .pth.tar); a directory of Hugging Face or timm, with config.json.
       step: of a workdir: another step than the best, or else newest.
       image_size: of other formats, where it is not square: (height, width).
-      allow: patterns of names that may be missing or left over.
+      weights: of a training checkpoint of `torch.save` with several: which, by the key
+        that it is saved under, such as "state_dict". Default: an average, such as
+        "state_dict_ema", else a "teacher", else the weights; what is taken is printed.
+      allow: patterns of names that may be left over, or of biases that may be missing.
       progress: called with the bytes read so far and in all; default: a bar for what
         is larger than 128 MiB.
       **model: fields of the model that win over what the checkpoint says, such as
@@ -167,15 +197,27 @@ def load(
     """
     place = workdirs.absolute(path)
     if checkpoints.is_run(place):
+        if weights is not None:
+            raise UserError(
+                f"weights={weights}: {path} is a workdir, which has no more"
+            )
         return _load_run(place, step, model)
     if step is not None:
         raise UserError(f"step={step}: {path} is no workdir")
     size = None if image_size is None else _pair(image_size)
-    opened = open_checkpoint(Path(place), image_size=size, model=model)
+    opened = open_checkpoint(Path(place), image_size=size, model=model, weights=weights)
     opened.check_complete(allow)
+    for line in opened.said:
+        print(f"{path}: {line}", file=sys.stderr)
     if progress is None:
         progress = reading.of_reading(path)
     flat = opened.read(progress=progress, convert=lambda _, array: jnp.asarray(array))
+    if "head/kernel" in flat and not flat["head/kernel"].any():
+        print(
+            f"{path}: its head is all zeros, so that every class is as likely: "
+            "fine-tune it, or use `features`",
+            file=sys.stderr,
+        )
     return _of_opened(opened, nest(flat))
 
 

@@ -1,105 +1,103 @@
 """python -m vit_jax.main --config=configs/NAME.py[:ARG] --workdir=DIR
 
-  --config.KEY=VALUE   overrides a key of the config, such as --config.seed=1
+  --config=RECIPE      PATH.py or PATH.py:ARG; or the workdir of a run, or its
+                       config.json. Without it: the config of the run in --workdir
+  --workdir=DIR        directory of the run, local or gs://...; a new one, or one to go
+                       on with
+  --config.KEY=VALUE   overrides a key of the config, such as --config.seed=1.
+                       --config.evals.NAME.type=TYPE adds an evaluation,
+                       --config.evals.NAME=none removes one
   --evaluate_only      evaluates the workdir's checkpoint, or --config.init_from
   --evals=NAME,...     with it: these of config.evals, not all
+  --print_config       prints the complete config as JSON, and ends
+  --help, -h           this text
+  --version            prints the version
 
 One of several processes is given the same, and where it stands, unless a TPU pod,
 Slurm, Kubernetes or Open MPI says so:
 
-  --coordinator_address=HOST:PORT --num_processes=N --process_id=I
+  --coordinator_address=HOST:PORT  of process 0
+  --num_processes=N                of the run
+  --process_id=I                   of this one, from 0
 
-The keys and their values stand in DIR/config.json; the README says more.
+The README says more; --print_config and DIR/config.json show every key and its value.
 """
 
-import os
+import argparse
+import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from absl import flags, logging
+from absl import logging
 
-from vit_jax import cluster, errors, preemption
+from vit_jax import api, cluster, errors, flags, preemption, workdirs
 from vit_jax import config as configs
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("config", None, "Recipe: PATH.py or PATH.py:ARG.")
-flags.DEFINE_string("workdir", None, "Directory of the run; may be in an object store.")
-flags.DEFINE_bool("evaluate_only", False, "Evaluate a checkpoint and stop.")
-flags.DEFINE_list("evals", None, "Names in config.evals, with --evaluate_only.")
-flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
-flags.DEFINE_integer("num_processes", None, "Processes of the run.")
-flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
 
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """The flags, and the overrides as (key, text).
 
-def parse(argv: Sequence[str]) -> list[tuple[str, str]]:
-    """Parses the flags into FLAGS; returns the overrides as (key, text)."""
-    overrides = [a for a in argv[1:] if a.startswith("--config.")]
-    try:
-        rest = FLAGS([a for a in argv if a not in overrides], known_only=True)[1:]
-    except flags.Error as error:
-        raise errors.UserError(str(error)) from error
-    if rest:
-        known = ["--config", "--workdir", "--evaluate_only", "--evals"]
-        names = [*known, *cluster.FLAGS]
-        hint = errors.did_you_mean(rest[0].partition("=")[0], names)
-        raise errors.UserError(f"{rest[0]} is not a flag; {hint}")
-    if FLAGS.config is None or FLAGS.workdir is None:
-        raise errors.UserError(f"--config and --workdir are both needed:\n\n{__doc__}")
-    if FLAGS.evals is not None and not FLAGS.evaluate_only:
-        raise errors.UserError("--evals goes with --evaluate_only: training does all")
-    pairs = [a.removeprefix("--config.").partition("=") for a in overrides]
-    return [(key, text) for key, _, text in pairs]
-
-
-def chosen(evals: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The evaluations that --evals names.
-
-    >>> chosen({"val": 1, "real": 2}, ["real"])
-    {'real': 2}
+    Raises:
+      UserError: for what is no flag, and what is missing.
     """
-    for name in names:
-        if name not in evals:
-            hint = errors.did_you_mean(name, evals)
-            raise errors.UserError(f'--evals: config.evals has no "{name}"; {hint}')
-    return {name: evals[name] for name in names}
+    parser = flags.Parser()
+    parser.add_argument("--config")
+    parser.add_argument("--workdir")
+    parser.add_argument("--evaluate_only", action="store_true")
+    parser.add_argument("--evals", type=lambda text: text.split(","))
+    parser.add_argument("--print_config", action="store_true")
+    parser.add_argument("--coordinator_address")
+    parser.add_argument("--num_processes", type=int)
+    parser.add_argument("--process_id", type=int)
+    rest, overrides = flags.split_overrides(argv)
+    args = parser.parse(rest)
+    if args.workdir is None and (args.config is None or not args.print_config):
+        raise errors.UserError(f"--config and --workdir are both needed:\n\n{__doc__}")
+    if args.evals is not None and not args.evaluate_only:
+        raise errors.UserError("--evals goes with --evaluate_only: training does all")
+    return args, overrides
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns its exit code, see `vit_jax.errors`."""
-    preemption.install()
-    # TensorFlow only writes TensorBoard's files: it need not greet and complain.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     logging.use_absl_handler()
-    if "--help" in argv:
-        print(__doc__)
-        return 0
-    try:
-        overrides = parse(argv)
-        place = cluster.find(
-            FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id
-        )
-        config = configs.load(FLAGS.config, overrides).to_dict()
-        if FLAGS.evals is not None:
-            config["evals"] = chosen(config["evals"], FLAGS.evals)
-        # Slow to import: after the config is good.
-        from vit_jax import distributed, train, workdirs
+    return flags.run(__doc__, argv[1:], lambda: run(argv))
 
-        run = train.evaluate_only if FLAGS.evaluate_only else train.train_and_evaluate
-        with distributed.joined(
-            place,
-            peer_timeout=config["peer_timeout"],
-            stall_timeout=config["stall_timeout"],
-        ):
-            run(workdirs.absolute(FLAGS.workdir), config)
-    except errors.Stop as stop:
-        print(f"{stop.label}: {stop}", file=sys.stderr)
-        if isinstance(stop, errors.Preempted):
-            preemption.leave(stop.exit_code)  # the compiler may still be at work
-        return stop.exit_code
-    return 0
+
+def run(argv: Sequence[str]) -> None:
+    """What the command line asks for.
+
+    Raises:
+      Stop: whatever ends it early.
+    """
+    args, overrides = parse(argv[1:])
+    if args.print_config:
+        given = args.config
+        if given is None:
+            given = str(workdirs.absolute(args.workdir, of="--workdir"))
+        print(json.dumps(configs.load(given, overrides).to_dict(), indent=2))
+        return
+    place = cluster.find(args.coordinator_address, args.num_processes, args.process_id)
+    with preemption.handled():
+        api.run(
+            args.config,
+            args.workdir,
+            overrides,
+            evaluate_only=args.evaluate_only,
+            evals=args.evals,
+            command=argv,
+            place=place,
+        )
+
+
+def script() -> None:
+    """Runs the command line of this process, and ends it."""
+    with preemption.handled(leave_at_second=True):
+        code = main(sys.argv)
+        if code == errors.Preempted.exit_code:
+            preemption.leave(code)  # the compiler may still be at work
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    script()

@@ -39,34 +39,30 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     parser.add_argument("--num_examples", type=int)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/vit_jax/plans"))
-    overrides = [a for a in argv if a.startswith("--config.")]
-    args = parser.parse([a for a in argv if a not in overrides])
+    rest, overrides = flags.split_overrides(argv)
+    args = parser.parse(rest)
     if args.config is None or args.topology is None:
         raise errors.UserError(f"--config and --topology are both needed:\n\n{__doc__}")
-    pairs = [a.removeprefix("--config.").partition("=") for a in overrides]
-    return args, [(key, text) for key, _, text in pairs]
+    return args, overrides
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns its exit code, see `vit_jax.errors`."""
-    if "--help" in argv:
-        print(__doc__)
-        return 0
     # So that what is ended by a signal ends the compiler's process too.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        args, overrides = parse(argv[1:])
-        topology = None
-        if args.topology != "local":
-            from vit_jax.planning import topologies
+    return flags.run(__doc__, argv[1:], lambda: print(plan(argv[1:])))
 
-            topology = topologies.parse(args.topology, args.slices)
-        config = configs.load(args.config, overrides).to_dict()
-        print(run(args, topology, config, argv[1:]))
-    except errors.Stop as stop:
-        print(f"{stop.label}: {stop}", file=sys.stderr)
-        return stop.exit_code
-    return 0
+
+def plan(argv: Sequence[str]) -> str:
+    """What the command line asks for, to print."""
+    args, overrides = parse(argv)
+    topology = None
+    if args.topology != "local":
+        from vit_jax.planning import topologies
+
+        topology = topologies.parse(args.topology, args.slices)
+    config = configs.load(args.config, overrides).to_dict()
+    return run(args, topology, config, argv)
 
 
 def run(

@@ -2,6 +2,8 @@
 
   --checkpoint=PATH  a workdir of ours, or a checkpoint of another library
   --step=N           of a workdir: another step than the best, or else newest
+  --weights=KEY      of a training checkpoint with several: which, such as state_dict;
+                     default: an average, such as state_dict_ema, else the weights
   --top=N            so many classes of each image (5)
   --json             prints JSON
   --batch_size=N     images at a time (32)
@@ -33,6 +35,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = flags.Parser()
     parser.add_argument("--checkpoint")
     parser.add_argument("--step", type=int)
+    parser.add_argument("--weights")
     parser.add_argument("--top", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--batch_size", type=int, default=32)
@@ -51,14 +54,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns its exit code, see `vit_jax.errors`."""
-    if "--help" in argv:
-        print(__doc__)
-        return 0
     try:
-        return run(parse(argv[1:]))
-    except errors.Stop as stop:
-        print(f"{stop.label}: {stop}", file=sys.stderr)
-        return stop.exit_code
+        return flags.run(__doc__, argv[1:], lambda: run(parse(argv[1:])))
     except KeyboardInterrupt:
         return 130
 
@@ -73,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     # Slow to import: after the flags are good.
     from vit_jax import loading
 
-    model = loading.load(args.checkpoint, step=args.step)
+    model = loading.load(args.checkpoint, step=args.step, weights=args.weights)
     if not model.module.num_classes:
         raise errors.UserError(
             f"{args.checkpoint} has no head, so that it knows no classes: fine-tune it"
@@ -209,7 +206,7 @@ def seen_by_head(
 ) -> np.ndarray:
     """Where in the image that comes from which the head sees: [rows, columns]."""
     module = model.module
-    before = (module.pool == "token") + module.distilled + module.registers
+    before = module.prefix_tokens
     if module.pool == "token":
         row = reach[0]
     elif module.pool == "map":

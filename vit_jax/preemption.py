@@ -5,12 +5,13 @@ asks for it each step; `wait` is for the calls that do not return for minutes (t
 compiler), during which Python would not even run the handler.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -19,26 +20,64 @@ from vit_jax.errors import Preempted
 T = TypeVar("T")
 
 _requested = threading.Event()
+_received: list[int] = []
+_handling = False
 _others: list[Callable[[], bool]] = []
 
 
-def install() -> None:
-    """Takes over SIGTERM and SIGINT. A second SIGINT ends the process at once."""
-    signal.signal(signal.SIGTERM, _handle)
-    signal.signal(signal.SIGINT, _handle)
+@contextlib.contextmanager
+def handled(*, leave_at_second: bool = False) -> Iterator[None]:
+    """Takes over SIGTERM and SIGINT; gives them back at the end, as if none had come.
+
+    Only the main thread can: in another one signals stay as they are. Within another
+    such context this one does nothing.
+
+    Args:
+      leave_at_second: a second SIGINT ends the process at once; otherwise it raises
+        KeyboardInterrupt.
+    """
+    global _handling
+    if _handling or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and _requested.is_set():
+            if leave_at_second:
+                os._exit(Preempted.exit_code)
+            raise KeyboardInterrupt
+        name = signal.Signals(number).name
+        tell(f"\n{name} received: stopping at the next safe point.\n")
+        _received.append(number)
+        _requested.set()
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, handle) for number in numbers}
+    _handling = True
+    try:
+        yield
+    finally:
+        _handling = False
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        forget()
 
 
-def _handle(number: int, frame: FrameType | None) -> None:
-    if number == signal.SIGINT and _requested.is_set():
-        os._exit(Preempted.exit_code)
-    name = signal.Signals(number).name
-    tell(f"\n{name} received: stopping at the next safe point.\n")
-    _requested.set()
+def forget() -> None:
+    """Forgets the signals that have come, and other processes: a run has ended."""
+    _requested.clear()
+    _received.clear()
+    _others.clear()
+
+
+def by_keyboard() -> bool:
+    """Whether the signal that has arrived is Ctrl-C."""
+    return signal.SIGINT in _received
 
 
 def tell(text: str) -> None:
     """Writes to stderr at once: print is not reentrant, and may be interrupted."""
-    os.write(2, text.encode())
+    os.write(2, text.encode(errors="backslashreplace"))
 
 
 def requested() -> bool:

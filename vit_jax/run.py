@@ -16,9 +16,10 @@ from etils import epath
 from vit_jax import data as datasets
 from vit_jax import distributed, host_memory, preemption, progress, sharding, workdirs
 from vit_jax.checkpoints.teacher import read_teacher
+from vit_jax.data import remarks, sections
 from vit_jax.distillation import Distillation, Teacher
 from vit_jax.errors import UserError
-from vit_jax.evaluators import EVALUATORS, Evaluator, Result
+from vit_jax.evaluators import EVALUATORS, Classification, Evaluator, Result
 from vit_jax.mixing import Mixing
 from vit_jax.program import Program
 from vit_jax.state import TrainState
@@ -46,6 +47,7 @@ class Run:
         profile: tuple[int, int] | None = None,
         resume: str | None = None,
         init_from: str | None = None,
+        init_weights: str | None = None,
         init_head: Literal["auto", "keep", "new"] = "auto",
         init_posemb: Literal["linear", "cubic"] = "linear",
         compilation_cache: str | None = "~/.cache/vit_jax",
@@ -78,8 +80,10 @@ class Run:
           resume: a workdir whose full state a fresh workdir starts from.
           init_from: a workdir whose weights a fresh workdir starts from, or a
             checkpoint of another library: all that `vit_jax.load` reads.
-          init_head: of these: "keep" the head, start a "new" one, or "auto": keep it if
-            it has as many classes.
+          init_weights: which weights, if it is a training checkpoint of `torch.save`
+            with several: see `weights` of `vit_jax.load`.
+          init_head: of `init_from`: "keep" the head, start a "new" one, or "auto": keep
+            it if it has as many classes.
           init_posemb: how their position embeddings are resampled for another
             resolution; see `checkpoints.adapt.resample`.
           compilation_cache: a folder that keeps compiled programs; None is off.
@@ -106,6 +110,7 @@ class Run:
         jax.devices()  # all processes meet here: before bad input can end one of them
         self.seed, self.batch_size, self.log_every = seed, batch_size, log_every
         self.profile, self.resume, self.init_from = profile, resume, init_from
+        self.init_weights = init_weights
         self.init_head: Literal["auto", "keep", "new"] = init_head
         self.init_posemb: Literal["linear", "cubic"] = init_posemb
         self.model_fields = model
@@ -116,8 +121,12 @@ class Run:
                 f'config.data.mixture has no effect with config.data.name="'
                 f'{data["name"]}": set config.data.name="mixture", or remove the parts'
             )
+        data = sections.with_holdout(data, evals)
         self.dataset = datasets.make(**data)
-        self.num_classes = head_width(model["num_classes"], self.dataset.num_classes)
+        given, source = model["num_classes"], self.dataset.source
+        # What labels alone imply is for the check of the labels to refuse, or to skip.
+        in_data = self.dataset.num_classes if given is None else source.num_classes
+        self.num_classes = head_width(given, in_data)
         self.total_steps = resolve_steps(
             total_steps, total_epochs, self.dataset.num_examples, batch_size
         )
@@ -158,6 +167,30 @@ class Run:
             EVALUATORS[entry["type"]](name, self.mesh, data, batch_size, **entry)
             for name, entry in evals.items()
         ]
+
+    def notes(self) -> list[str]:
+        """What a user should know of the data before training: how it was found."""
+        sets = [self.dataset]
+        sets += [x.dataset for e in self.evaluators for x in e.all_examples()]
+        notes = [note for dataset in sets for note in dataset.source.notes]
+        in_data = self.dataset.num_classes
+        if in_data is not None and in_data < self.num_classes:
+            notes.append(
+                f"the data has {in_data:,} classes, the head {self.num_classes:,}: "
+                "config.model.num_classes"
+            )
+        return list(dict.fromkeys(notes))
+
+    def warnings(self) -> list[str]:
+        """What is most likely not as the user wants it: see `data.remarks`."""
+        found = remarks.of_training(self.dataset)
+        for evaluator in self.evaluators:
+            if isinstance(evaluator, Classification):
+                for examples in evaluator.all_examples():
+                    found += remarks.of_evaluation(
+                        evaluator.name, examples.dataset, self.dataset
+                    )
+        return found
 
     def check_data(self, *, train: bool = True) -> None:
         """Reads a batch of all that training and the evaluations will read."""

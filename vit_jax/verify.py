@@ -98,7 +98,10 @@ def _reader(
         pool = model.module.pool
         return f"transformers {transformers.__version__}", _function(theirs, pool)
     timm = _library("timm")
-    name = timm_name or config.get("architecture", "")
+    if path.is_dir() and timm_name is None:
+        theirs = timm.create_model(f"local-dir:{path}", pretrained=True)
+        return f"timm {timm.__version__}", _function(theirs, "token")
+    name = timm_name or ""
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models())
         raise UserError(f'timm has no model "{name}", see --timm=NAME; {hint}')

@@ -1,12 +1,16 @@
 """The directory of a run: `config.json`, and whether it can be written at all.
 
 A workdir holds config.json, parameters.txt, labels.json (the names of the classes,
-where the data has them), metrics.jsonl, checkpoints/, evals/ and tensorboard/.
+where the data has them), runs.jsonl (how it was started, each time), log.txt (what it
+printed), metrics.jsonl, checkpoints/, evals/ and tensorboard/.
 """
 
+import contextlib
 import fcntl
 import json
 import os
+import socket
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from absl import logging
@@ -14,18 +18,56 @@ from etils import epath
 
 from vit_jax.errors import UserError
 
+CONFIG = "config.json"
 LABEL_NAMES = "labels.json"
+LOCK = ".lock"
 
 
-def absolute(path: str) -> epath.Path:
+def is_remote(path: epath.Path) -> bool:
+    """Whether a path is in an object store."""
+    return "://" in os.fspath(path)
+
+
+def absolute(path: str | os.PathLike[str], *, of: str = "") -> epath.Path:
     """A path as a user gives it, in full: Orbax takes no other.
+
+    Args:
+      path: local, or in Google Cloud Storage.
+      of: the flag or key that it is of, for messages.
+
+    Raises:
+      UserError: if it is empty, of another store, or not UTF-8.
 
     >>> absolute("gs://bucket/run") == epath.Path("gs://bucket/run")
     True
     """
-    if "://" in path:
-        return epath.Path(path)
-    return epath.Path(os.path.abspath(os.path.expanduser(path)))
+    text = os.fspath(path)
+    given = f"{of}={text}" if of else f'"{text}"'
+    if not text.strip():
+        raise UserError(
+            f"{given} is empty (an unset variable of the shell?): give a path"
+        )
+    scheme, found, _ = text.partition("://")
+    if found and scheme in ("http", "https"):
+        raise UserError(f"{given}: download it, and give the file's path")
+    if found and scheme != "gs":
+        raise UserError(
+            f"{given}: paths are local or begin with gs://; mount {scheme}://, or copy "
+            "what is there"
+        )
+    if found:
+        return epath.Path(text)
+    if "\0" in text or not _is_utf8(text):
+        raise UserError(f"{given!a}: the path is not UTF-8; rename it")
+    return epath.Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # Python reads other bytes as lone surrogates
+        return False
+    return True
 
 
 def check_writable(workdir: epath.Path) -> None:
@@ -56,32 +98,87 @@ def lock(workdir: epath.Path) -> IO[str]:
       UserError: if the directory cannot be written, or another process is at work.
     """
     check_writable(workdir)
-    if "://" in os.fspath(workdir):
+    if is_remote(workdir):
         return open(os.devnull)
-    file = open(workdir / ".lock", "a")  # noqa: SIM115 (held by the caller)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise UserError(
-            f"--workdir={workdir} is in use by another process: wait for it, or give "
-            "another directory"
-        ) from error
+    while True:
+        file = open(workdir / LOCK, "a+")  # noqa: SIM115 (held by the caller)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise UserError(
+                f"--workdir={workdir} is in use by {holder}: wait for it, or give "
+                "another directory"
+            ) from error
+        if _still_there(file, workdir / LOCK):
+            break
+        file.close()  # who held it has just removed it
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
     return file
+
+
+def _still_there(file: IO[str], path: epath.Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def held(workdir: epath.Path) -> Iterator[None]:
+    """Holds the lock; what fails before it has written anything leaves nothing behind.
+
+    Raises:
+      UserError: as `lock`.
+    """
+    missing = [p for p in (workdir, *workdir.parents) if not p.exists()]
+    file = lock(workdir)
+    try:
+        yield
+    except BaseException:
+        if not is_remote(workdir):
+            _remove_empty(workdir, missing)
+        raise
+    finally:
+        file.close()
+
+
+def _remove_empty(workdir: epath.Path, missing: Sequence[epath.Path]) -> None:
+    """Removes what `held` has made, unless it holds something by now."""
+    with contextlib.suppress(OSError):
+        os.rmdir(workdir / "checkpoints")
+    with contextlib.suppress(OSError):
+        if os.listdir(workdir) == [LOCK]:
+            os.unlink(workdir / LOCK)
+        for directory in missing:
+            os.rmdir(directory)
 
 
 def write_config(workdir: epath.Path, config: dict[str, Any]) -> None:
     """Writes config.json; says what has changed since the run began, if it had one."""
-    path = workdir / "config.json"
+    path = workdir / CONFIG
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     if path.exists() and path.read_text() != text:
-        changes = difference(json.loads(path.read_text()), json.loads(text))
+        changes = difference(read_config(workdir), json.loads(text))
         logging.warning(
             "%s: this run goes on with another config:\n%s",
             workdir,
             "\n".join(f"  {line}" for line in changes),
         )
     write_atomically(path, text)
+
+
+def read_config(workdir: epath.Path) -> dict[str, Any]:
+    """What config.json says; nothing if there is none or it is damaged."""
+    try:
+        config = json.loads((workdir / CONFIG).read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def write_atomically(path: epath.Path, content: str | bytes) -> None:

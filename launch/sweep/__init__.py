@@ -1,5 +1,5 @@
 """Many runs of vit_jax.main that differ in a few keys; docs/launching.md."""
 
-from launch.sweep.command import main
+from vit_jax.launch.sweep.command import main
 
 __all__ = ["main"]

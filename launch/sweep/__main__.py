@@ -1,8 +1,8 @@
-"""python -m launch.sweep: see `launch.sweep.command`."""
+"""python -m vit_jax.launch.sweep: see `launch.sweep.command`."""
 
 import sys
 
-from launch import job
-from launch.sweep.command import main
+from vit_jax.launch import job
+from vit_jax.launch.sweep.command import main
 
 sys.exit(job.run_main(main))

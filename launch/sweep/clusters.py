@@ -7,9 +7,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import job, slurm
-from launch.sweep.trials import Trial
 from vit_jax.errors import UserError
+from vit_jax.launch import job, slurm
+from vit_jax.launch.sweep.trials import Trial
 
 # What makes their command lines wait for the end of the run, and exit with its code.
 LAUNCHERS: dict[str, tuple[str, ...]] = {
@@ -27,7 +27,7 @@ def command(trial: Trial, flags: argparse.Namespace) -> list[str]:
         return line
     given = shlex.split(flags.launcher_args)
     main = line.index("vit_jax.main")
-    launcher = [*line[:main], f"launch.{flags.launcher}"]
+    launcher = [*line[:main], f"vit_jax.launch.{flags.launcher}"]
     return [*launcher, *line[main + 1 :], *given, *LAUNCHERS[flags.launcher]]
 
 

@@ -1,4 +1,4 @@
-"""python -m launch.sweep --config=PATH.py[:ARG] --workdir=DIR --grid config.KEY=A,B
+"""python -m vit_jax.launch.sweep --config=PATH.py[:ARG] --workdir=DIR [flags]
 
 Runs vit_jax.main for each point of a sweep, each in a workdir of its own below DIR, and
 writes sweep.csv, sweep.md and sweep.png there, the best trial first. The same command
@@ -25,16 +25,24 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from launch import job
-from launch.sweep import clusters, groups, picture, places, points, table, trials
-from launch.sweep.progress import Progress
-from launch.sweep.runner import Listed, Runner, Source
-from launch.sweep.study import Study
-from launch.sweep.table import Row
-from launch.sweep.trials import Trial
 from vit_jax import config as configs
-from vit_jax import workdirs
+from vit_jax import recipes, workdirs
 from vit_jax.errors import Preempted, UserError, did_you_mean
+from vit_jax.launch import job
+from vit_jax.launch.sweep import (
+    clusters,
+    groups,
+    picture,
+    places,
+    points,
+    table,
+    trials,
+)
+from vit_jax.launch.sweep.progress import Progress
+from vit_jax.launch.sweep.runner import Listed, Runner, Source
+from vit_jax.launch.sweep.study import Study
+from vit_jax.launch.sweep.table import Row
+from vit_jax.launch.sweep.trials import Trial
 
 
 def main(argv: Sequence[str]) -> int:
@@ -82,7 +90,14 @@ def parse(argv: Sequence[str]) -> tuple[job.Job, argparse.Namespace]:
     add("--random", type=int, metavar="N", help="N points at random")
     add("--optuna", type=int, metavar="N", help="N points that Optuna proposes")
     add("--recipe", action="store_true", help="what sweep() yields, with --grid too")
-    add("--sample", action="append", default=[], metavar="KEY=KIND:...")
+    add(
+        "--sample",
+        action="append",
+        default=[],
+        metavar="KEY=KIND:...",
+        help="what --random and --optuna vary: log:LOW:HIGH, uniform:LOW:HIGH, "
+        "int:LOW:HIGH or choice:A,B,...",
+    )
     add("--random_seed", type=int, default=0, help="of --random and --optuna (0)")
     add("--metric", help="to compare by, such as test/accuracy or test/loss")
     add("--parallel", type=int, help="trials at a time (1; Slurm: no limit)")
@@ -162,7 +177,7 @@ def find_points(base: job.Job, flags: argparse.Namespace) -> list[points.Point]:
         return points.grid(flags.grid)
     if found := points.of_recipe(base.config):
         return found
-    file = base.config.partition(":")[0]
+    file, _ = recipes.split(base.config)
     raise UserError(
         "nothing to sweep over: give --grid config.seed=0,1,2, or --random N or "
         f"--optuna N with --sample, or define sweep() in {file}"
@@ -268,7 +283,7 @@ def write_tables(found: Sequence[Trial], base: job.Job, metric: str) -> list[Row
     print(f"\n{text}")
     print("Written to " + ", ".join(str(directory / name) for name in files))
     if not picture.is_possible():
-        print("For a picture: pip install -e '.[sweep]', and this command with --table")
+        print("For a picture: pip install matplotlib, and this command with --table")
     return rows
 
 

@@ -12,9 +12,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from launch.sweep.table import Row, as_table, short, to_csv
 from vit_jax import config as configs
 from vit_jax.errors import UserError
+from vit_jax.launch.sweep.table import Row, as_table, short, to_csv
 
 ALL = "all"
 

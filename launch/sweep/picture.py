@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.sweep.table import SEED, Row, parameters
-from launch.sweep.trials import shown
+from vit_jax.launch.sweep.table import SEED, Row, parameters
+from vit_jax.launch.sweep.trials import shown
 
 COLUMNS = 3
 

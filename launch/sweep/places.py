@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from launch import local
 from vit_jax.errors import UserError
+from vit_jax.launch import local
 
 T = TypeVar("T")
 

@@ -5,9 +5,9 @@ import math
 import time
 from collections.abc import Callable, Iterable
 
-from launch import job
-from launch.sweep import trials
-from launch.sweep.trials import Status, Trial
+from vit_jax.launch import job
+from vit_jax.launch.sweep import trials
+from vit_jax.launch.sweep.trials import Status, Trial
 
 
 class Progress:

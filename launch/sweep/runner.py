@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Protocol
 
-from launch import child, job, local
-from launch.sweep import trials
-from launch.sweep.places import Place
-from launch.sweep.progress import Progress
-from launch.sweep.trials import Status, Trial
+from vit_jax.launch import child, job, local
+from vit_jax.launch.sweep import trials
+from vit_jax.launch.sweep.places import Place
+from vit_jax.launch.sweep.progress import Progress
+from vit_jax.launch.sweep.trials import Status, Trial
 
 
 class Source(Protocol):

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.sweep.points import Distribution, Point, as_text
-from launch.sweep.trials import Status, Trial, falls
 from vit_jax.errors import UserError
+from vit_jax.launch.sweep.points import Distribution, Point, as_text
+from vit_jax.launch.sweep.trials import Status, Trial, falls
 
 
 class Study:
@@ -45,7 +45,7 @@ class Study:
         """
         if importlib.util.find_spec("optuna") is None:
             raise UserError(
-                "--optuna needs Optuna: pip install -e '.[sweep]', or use --random"
+                "--optuna needs Optuna: pip install optuna, or use --random"
             )
         import optuna
 

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from launch.sweep.trials import Status, Trial, order, shown
+from vit_jax.launch.sweep.trials import Status, Trial, order, shown
 
 SEED = "seed"  # the parameter whose values are repetitions of a setting
 

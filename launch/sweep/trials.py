@@ -12,11 +12,11 @@ from typing import Any
 
 from etils import epath
 
-from launch import job
-from launch.sweep.points import Point
 from vit_jax import config as configs
 from vit_jax import workdirs
 from vit_jax.errors import UserError, did_you_mean
+from vit_jax.launch import job
+from vit_jax.launch.sweep.points import Point
 
 LONGEST_NAME = 100  # characters; file systems take 255 bytes
 

@@ -313,4 +313,4 @@ def test_bad_keys(keys, message):
 
 def test_existing_configs_draw_nothing_more():
     draws = TrainTransform().draw(0, np.arange(4))
-    assert draws[2:] == (None,) * 4
+    assert draws[2:] == (None,) * 6

@@ -145,8 +145,12 @@ def test_bad_ones_are_left_out_and_odd_ones_are_not(bad_dir, file_format):
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_by_default_the_first_bad_one_is_an_error(bad_dir, file_format):
     dataset = opened(bad_dir / file_format, on_bad_example="error")
-    with pytest.raises(BadExample, match=r"record 1 cannot be decoded: .* cut short"):
+    with pytest.raises(
+        BadExample, match=r"record 1 cannot be decoded: .* cut short"
+    ) as e:
         of_evaluation(dataset)
+    assert "--config.data.on_bad_example=skip" in str(e.value)
+    assert "remove" not in str(e.value)  # without it the run cannot go on
     for name, how in (("label", "has label 99, out of"), ("zero bytes", "is empty")):
         i = NAMES.index(name)
         dataset = opened(

@@ -1,11 +1,13 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from vit_jax.data.decode import decode
-from vit_jax.errors import UserError
+from vit_jax.errors import BadExample, UserError
 
 RNG = np.random.default_rng(0)
 NOISE = Image.fromarray(RNG.integers(0, 256, (12, 16, 3), np.uint8))
@@ -143,3 +145,30 @@ def test_floating_point_images_are_refused():
     data = encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")
     with pytest.raises(UserError, match="float32 pixels; expected 8 or 16 bits"):
         decode(data, where="x.tif")
+
+
+def png_header(width: int, height: int) -> bytes:
+    """The start of a PNG of one bit a pixel, to its first pixels."""
+    size = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    chunks = ((b"IHDR", size), (b"IDAT", zlib.compress(bytes(9))))
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, body in chunks:
+        check = struct.pack(">I", zlib.crc32(kind + body))
+        data += struct.pack(">I", len(body)) + kind + body + check
+    return data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png_header(40_000, 40_000),
+        b"P5 40000 40000 255\n" + bytes(9),
+        b"BM"
+        + struct.pack("<IHHIIiiHH", 99, 0, 0, 54, 40, 40000, 40000, 1, 24)
+        + bytes(99),
+    ],
+    ids=["png", "pgm", "bmp"],
+)
+def test_too_large_an_image_is_called_so(data):
+    with pytest.raises(BadExample, match=r"x is too large: .* 2\*\*30 pixels"):
+        decode(data, where="x")

@@ -21,10 +21,13 @@ FORMATS = ("array_record", "tfrecord")
 
 
 def opened(data_dir, **keys):
-    defaults = {"split": "train", "image_key": "small", "label_key": "label"}
-    return open_source(
-        **({"name": "animals"} | defaults | keys), data_dir=str(data_dir)
-    )
+    defaults: dict[str, Any] = {
+        "split": "train",
+        "image_key": "small",
+        "label_key": "label",
+    }
+    given: dict[str, Any] = {"name": "animals"} | defaults | keys
+    return open_source(**given, data_dir=str(data_dir))
 
 
 def by_tfds(root: Path, file_format: str, split: str) -> list[Any]:
@@ -152,6 +155,11 @@ def test_default_folder(tfds_dir, monkeypatch):
     [
         ({"name": "animal"}, r'no such dataset .*did you mean "animals".*prepare'),
         ({"name": "mnist"}, r"\(it has: animals\).*download_and_prepare"),
+        (
+            {"name": "imagenet2012"},
+            "it has: animals.*vit_jax.data.prepare train=ILSVRC2012_img_train.tar ",
+        ),
+        ({"name": "imagenet21k_winter21"}, "vit_jax.data.prepare train=winter21_whole"),
         (
             {"name": "ani mals"},
             "is not understood; expected fashion_mnist_mini, folder",

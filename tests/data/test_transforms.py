@@ -1,9 +1,11 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from vit_jax import data
 from vit_jax.data import sampler
 from vit_jax.data.transforms import (
     Draws,
@@ -237,6 +239,75 @@ def test_flips():
     flips = TrainTransform(crop="none").draw(0, numbers).flip
     assert abs(flips.mean() - 0.5) < 4 * 0.5 / math.sqrt(len(numbers))
     assert not TrainTransform(crop="none", flip=False).draw(0, numbers).flip.any()
+
+
+TURNS = {
+    1: Image.Transpose.ROTATE_90,
+    2: Image.Transpose.ROTATE_180,
+    3: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_vertical_flips_and_quarter_turns_against_pil(channels):
+    """One image at a time, and a whole batch: the same pixels as Pillow's."""
+    image = RNG.integers(0, 256, (9, 9, channels), np.uint8)
+    keys: dict[str, Any] = {"flip": True, "vertical_flip": True, "rotate90": True}
+    transform = TrainTransform(crop="none", **keys)
+    draws = transform.draw(5, np.arange(400))
+    assert draws.vertical_flip is not None and draws.quarter_turns is not None
+    batch = transform.call_batch(np.repeat(image[None], 400, axis=0), draws)
+    seen = set()
+    for i in range(400):
+        how = bool(draws.flip[i]), bool(draws.vertical_flip[i])
+        turns = int(draws.quarter_turns[i])
+        picture = Image.fromarray(image.squeeze())
+        if how[0]:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if how[1]:
+            picture = picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        if turns:
+            picture = picture.transpose(TURNS[turns])
+        want = np.asarray(picture).reshape(9, 9, channels)
+        np.testing.assert_array_equal(batch[i], want)
+        if channels == 3:
+            got = transform(image, (9, 9), draws.row(i))
+            np.testing.assert_array_equal(got, want)
+        seen.add((*how, turns))
+    assert len(seen) == 16
+
+
+def test_turns_are_uniform_and_of_the_example_alone():
+    numbers = np.arange(20_000)
+    plain = TrainTransform(crop="none")
+    turning = TrainTransform(crop="none", vertical_flip=True, rotate90=True)
+    draws, without = turning.draw(0, numbers), plain.draw(0, numbers)
+    assert without.vertical_flip is None and without.quarter_turns is None
+    np.testing.assert_array_equal(draws.flip, without.flip)  # as runs have had them
+    assert draws.vertical_flip is not None and draws.quarter_turns is not None
+    cells = draws.flip * 8 + draws.vertical_flip * 4 + draws.quarter_turns
+    counts = np.bincount(cells, minlength=16)
+    chi_square = ((counts - 1250) ** 2 / 1250).sum()
+    assert chi_square < 37.7  # 15 degrees of freedom, p = 0.001
+    some = turning.draw(0, numbers[7:9])
+    np.testing.assert_array_equal(some.quarter_turns, draws.quarter_turns[7:9])
+    np.testing.assert_array_equal(some.vertical_flip, draws.vertical_flip[7:9])
+
+
+def test_images_that_are_turned_are_square():
+    TrainTransform(rotate90=True).check_size((8, 8))
+    TrainTransform(vertical_flip=True).check_size((8, 9))
+    with pytest.raises(
+        UserError, match=r"rotate90 needs a square image size, not \(8,"
+    ):
+        TrainTransform(rotate90=True).check_size((8, 9))
+    with pytest.raises(UserError, match="rotate90 needs a square image size"):
+        data.make(
+            name="fashion_mnist_mini",
+            image_size=(8, 9),
+            train={"rotate90": True},
+            eval={},
+        )
 
 
 @pytest.mark.parametrize("channels", [1, 3])

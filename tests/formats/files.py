@@ -28,6 +28,22 @@ def safetensors(path: Path, arrays: dict[str, np.ndarray]) -> Path:
     return path
 
 
+def index(path: Path, shapes: dict[str, Any]) -> Path:
+    """A file with the header of a model of any size, and a hole where weights are."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        size = 4 * int(np.prod(shape, dtype=np.int64))
+        offsets = [end, end + size]
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": offsets}
+        end += size
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    return path
+
+
 def of_fixture(name: str, folder: Path) -> Path:
     """The checkpoint of a fixture, as its library would have written it."""
     record = drawn.fixture(name)
@@ -36,7 +52,7 @@ def of_fixture(name: str, folder: Path) -> Path:
         path = folder / "weights.npz"
         np.savez(path, **arrays)  # type: ignore[arg-type]
         return path
-    if name.startswith("timm-"):
+    if name.startswith("timm-") and "config" not in record:
         return safetensors(folder / "model.safetensors", arrays)
     (folder / "config.json").write_text(json.dumps(record["config"]))
     safetensors(folder / "model.safetensors", arrays)

@@ -6,6 +6,7 @@ Nothing of vit_jax is used. It needs the extra [crosscheck]:
 """
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,16 @@ def timm_models() -> dict[str, tuple[Any, int]]:
         "timm-hybrid-root": (hybrid((), 32, 2), 32),
         "timm-bit": (bit, 32),
         "timm-mixer": (mixer, 28),
+        "timm-class-gap": (vit(global_pool="avg"), 28),
+        "timm-no-qkv-bias": (vit(qkv_bias=False), 28),
     }
+
+
+def timm_directories() -> dict[str, Any]:
+    """Models that `save_for_hf` writes, whose tensors do not tell what they are."""
+    tiny = {**TINY, "num_heads": 4, "global_pool": "avg", "fc_norm": False}
+    wide = {"img_size": (14, 56), "act_layer": "gelu_tanh"}
+    return {"timm-config": timm.create_model("vit_tiny_patch16_224", **tiny | wide)}
 
 
 def transformers_models() -> dict[str, Any]:
@@ -120,6 +130,12 @@ def transformers_models() -> dict[str, Any]:
         "hf-dinov2-swiglu": t.Dinov2Model(swiglu),
         "hf-dinov2_with_registers": t.Dinov2WithRegistersModel(registers),
         "hf-siglip": t.SiglipVisionModel(t.SiglipVisionConfig(**HF)),
+        "hf-vit_msn": t.ViTMSNForImageClassification(
+            t.ViTMSNConfig(**HF, num_labels=5)
+        ),
+        "hf-ijepa": t.IJepaForImageClassification(
+            t.IJepaConfig(**HF, num_labels=5, qkv_bias=False)
+        ),
         "hf-siglip-classifier": t.SiglipForImageClassification(
             t.SiglipConfig(
                 vision_config={**HF, "vision_use_head": False},
@@ -147,6 +163,17 @@ def make_timm() -> None:
         model.load_state_dict(weights)
         outputs = model.eval().double()(torch_images((side, side)))
         save(name, {"shapes": shapes, "image_size": [side, side]}, outputs)
+    for name, model in timm_directories().items():
+        shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+        weights = {k: torch.tensor(v) for k, v in drawn.draw_all(shapes).items()}
+        model.load_state_dict(weights)
+        with tempfile.TemporaryDirectory() as folder:
+            labels = {"label_names": ["a", "b", "c", "d", "e"]}
+            timm.models.save_for_hf(model, folder, model_config=labels)
+            config = json.loads(Path(folder, "config.json").read_text())
+        size = model.patch_embed.img_size
+        record = {"shapes": shapes, "image_size": list(size), "config": config}
+        save(name, record, model.eval().double()(torch_images(size)))
 
 
 def make_transformers() -> None:
@@ -276,8 +303,46 @@ def make_published() -> None:
         save(name, record, outputs)
 
 
+# Of timm's architectures that are not read here one of a kind, and what names it.
+FAMILIES = {
+    "aimv2_large_patch14_224": "AIMv2",
+    "beit3_base_patch16_224": "BEiT-3",
+    "beit_base_patch16_224": "BEiT",
+    "cait_xxs24_224": "CaiT",
+    "convit_tiny": "ConViT",
+    "eva02_tiny_patch14_224": "EVA",
+    "naflexvit_base_patch16_gap": "NaFlexViT",
+    "resnetv2_50": "ResNet v2",
+    "samvit_base_patch16": "SAM",
+    "swin_tiny_patch4_window7_224": "Swin Transformer",
+    "vit_base_patch16_18x2_224": "parallel ViT",
+    "vit_base_patch16_clip_224": "CLIP",
+    "vit_base_patch16_rope_ape_224": "rotary position embeddings",
+    "vit_base_patch16_rpn_224": "rpn",
+    "vit_base_resnet26d_224": "BatchNorm",
+    "vit_base_patch16_radio_v3": "RADIO",
+    "vit_relpos_small_patch16_224": "relative positions",
+    "vit_small_patch16_dinov3": "DINOv3",
+    "xcit_tiny_12_p8_224": "XCiT",
+}
+
+
+def make_families() -> None:
+    """The tensors of each family's first layers, by which it is known."""
+    found = {}
+    for name, family in FAMILIES.items():
+        shapes = {
+            k: list(v.shape) for k, v in timm.create_model(name).state_dict().items()
+        }
+        first = {k: s for k, s in shapes.items() if not re.search(r"\.[1-9]\d*\.", k)}
+        found[name] = family, first
+    path = drawn.FIXTURES.parent / "families.json"
+    path.write_text(json.dumps(found) + "\n")
+
+
 @torch.no_grad()
 def main() -> None:
+    make_families()
     make_timm()
     make_transformers()
     make_published()

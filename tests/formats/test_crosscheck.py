@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +12,6 @@ import vit_jax
 from tests.formats import drawn, files
 from vit_jax import convert
 from vit_jax.checkpoints import adapt
-from vit_jax.errors import UserError
 
 pytestmark = pytest.mark.crosscheck
 
@@ -219,28 +217,3 @@ def test_onnx_through_pytorch(tmp_path: Path) -> None:
     for count in (1, 2):
         found = session.run(None, {"images": images[:count].numpy()})[0]
         np.testing.assert_allclose(found, expected[:count], atol=1e-5)
-
-
-def test_torch_files(tmp_path: Path) -> None:
-    """What `torch.save` writes today, views and half precision among it."""
-    torch: Any = importlib.import_module("torch")
-    from vit_jax.checkpoints.formats.containers import open_tensors
-
-    base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
-    tensors = {
-        "view": base[1:, ::2].T,
-        "half": base.half(),
-        "brain": base.bfloat16(),
-        "parameter": torch.nn.Parameter(base),
-        "number": torch.tensor(3),
-    }
-    torch.save({"model": tensors, "epoch": 3}, tmp_path / "a.pth")
-    opened = open_tensors(tmp_path / "a.pth")
-    assert opened.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        expected = tensor.detach().float().numpy()
-        found = jnp.asarray(opened[name].read()).astype(jnp.float32)
-        np.testing.assert_array_equal(found, expected)
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "b.pth")  # an object, not weights
-    with pytest.raises(UserError, match="could run code"):
-        open_tensors(tmp_path / "b.pth")

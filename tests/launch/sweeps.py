@@ -25,13 +25,13 @@ STEPS = 12
 SWEEP = """
 import sys, types
 real, sys.executable = sys.executable, sys.argv.pop(1)
-from launch import job
+from vit_jax.launch import job
 sys.executable = real
 from tests.launch.fakes import sweep_main
 job.configs.load = lambda recipe, overrides: types.SimpleNamespace(
     to_dict=lambda: sweep_main.load(overrides)
 )
-from launch import sweep
+from vit_jax.launch import sweep
 sys.exit(job.run_main(sweep.main))
 """
 

@@ -9,10 +9,10 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from launch import accelerators, gke
 from tests import cli
 from tests.launch.cloud import Cloud
 from vit_jax.errors import UserError
+from vit_jax.launch import accelerators, gke
 
 # As old as a cluster may be in which podFailurePolicy is stable, and the newest known.
 KUBERNETES = ["1.31", "1.34"]
@@ -300,6 +300,16 @@ def test_the_image_is_built_before(cluster: Cloud):
     assert "ARG EXTRAS=\n" in dockerfile and 'install --no-cache-dir ".${EXTRAS}"' in (
         dockerfile
     )
+
+
+def test_an_image_is_built_in_a_clone_alone(
+    cluster: Cloud, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
+    argv = ["--config=quickstart.py" if "--config=" in a else a for a in GPU]
+    with pytest.raises(UserError, match=r"--build builds the image from .* a clone"):
+        gke.main([*argv, "--build"])
+    assert cluster["commands"] == []
 
 
 def test_a_tool_that_is_missing_is_named(cluster: Cloud, monkeypatch, tmp_path: Path):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launch import job
 from tests import cli
 from vit_jax import errors
+from vit_jax.launch import job
 
 GIVEN = ["--config=configs/quickstart.py", "--workdir=/runs/a b"]
 

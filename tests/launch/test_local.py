@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from launch import local
 from tests import cli
 from tests.launch import programs
 from vit_jax.errors import UserError
+from vit_jax.launch import local
 
 # The command line, with another interpreter for the processes than for the launcher.
 # Keys are not checked, which takes two seconds: test_job.py does.
 LAUNCHER = """
 import sys
 sys.executable = sys.argv.pop(1)
-from launch import job, local
+from vit_jax.launch import job, local
 job.configs.load = lambda recipe, overrides: None
 sys.exit(job.run_main(local.main))
 """
@@ -168,7 +168,7 @@ def test_the_true_main_goes_on_after_it_was_killed(tmp_path: Path) -> None:
     args = [f"--config={cli.EVERYTHING}", f"--workdir={tmp_path}/run"]
     args += ["--devices_per_process=1", "--config.mesh.data=1"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "launch.local", *args],
+        [sys.executable, "-m", "vit_jax.launch.local", *args],
         cwd=cli.ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

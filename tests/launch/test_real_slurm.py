@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from launch import job, slurm
 from tests import cli
 from tests.launch import programs, real_slurm
 from tests.launch.test_slurm import ODD, a_job, log
 from vit_jax.errors import UserError
+from vit_jax.launch import job, slurm
 
 pytestmark = pytest.mark.slurm
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from launch import job, slurm
 from tests import cli
 from tests.launch import programs
 from tests.launch.fake_slurm import FakeSlurm, Start
 from vit_jax.errors import UserError
+from vit_jax.launch import job, slurm
 
 # Everything that a shell or sbatch could take for something else.
 ODD = """a 'b' "c" $HOME `d` #f %j & ü"""

@@ -302,14 +302,14 @@ def test_optuna_missing_is_said(tmp_path: Path) -> None:
         text=True,
     )
     assert process.returncode == 2
-    assert "pip install -e '.[sweep]', or use --random" in process.stderr
+    assert "pip install optuna, or use --random" in process.stderr
 
 
 NO_OPTUNA = """
 import importlib.util
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name: None if name == "optuna" else find(name)
-from launch import job
+from vit_jax.launch import job
 """
 
 
@@ -358,8 +358,8 @@ def test_a_mistake_is_one_message(
     argv: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In this process: each start would load jax anew."""
-    from launch.sweep import main
     from vit_jax.errors import UserError
+    from vit_jax.launch.sweep import main
 
     monkeypatch.chdir(cli.ROOT)
     with pytest.raises(UserError) as error:
@@ -371,7 +371,7 @@ def test_a_mistake_is_one_message(
 def true_sweep(workdir: Path, *argv: str) -> subprocess.Popen[str]:
     flags = [f"--config={sweeps.RECIPE}", f"--workdir={workdir}", *argv]
     return subprocess.Popen(
-        [sys.executable, "-m", "launch.sweep", *flags, "--parallel=2"],
+        [sys.executable, "-m", "vit_jax.launch.sweep", *flags, "--parallel=2"],
         cwd=cli.ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from launch import job
-from launch.sweep import picture
-from launch.sweep.table import Row, ranked
-from launch.sweep.trials import Status, Trial
+from vit_jax.launch import job
+from vit_jax.launch.sweep import picture
+from vit_jax.launch.sweep.table import Row, ranked
+from vit_jax.launch.sweep.trials import Status, Trial
 
 METRIC = "test/accuracy"
 

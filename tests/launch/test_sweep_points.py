@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from launch.sweep import points, trials
-from launch.sweep.points import Distribution
 from vit_jax.errors import UserError
+from vit_jax.launch.sweep import points, trials
+from vit_jax.launch.sweep.points import Distribution
 
 
 def test_a_grid_is_the_product_in_the_order_of_its_flags() -> None:

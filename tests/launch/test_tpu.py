@@ -1,16 +1,21 @@
 """launch.tpu against a fake gcloud: what goes wrong, and that the run is finished."""
 
+import io
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+from pathlib import Path
 
 import pytest
 
-from launch import tpu
-from tests import cli
+from tests import cli, wheel
 from tests.launch.cloud import Cloud
 from vit_jax.errors import UserError
+from vit_jax.launch import tpu
 
 WHERE = ["--name=run1", "--project=p", "--zone=z", "--poll=0.3"]
 SPOT = [*WHERE, "--accelerator_type=v5litepod-16", "--spot"]
@@ -160,7 +165,7 @@ def test_kept_slices_are_taken_again(cloud, capfd):
 def test_ctrl_c_saves_and_deletes(cloud):
     cloud.will(step_seconds=1.5)
     launcher = subprocess.Popen(
-        [sys.executable, "-m", "launch.tpu", *arguments(cloud)],
+        [sys.executable, "-m", "vit_jax.launch.tpu", *arguments(cloud)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -200,3 +205,51 @@ def test_the_true_program_on_capacity_that_is_preempted(cloud):
     cli.assert_same_bits(
         cli.saved_arrays(cloud.workdir, 60), cli.saved_arrays(undisturbed, 60)
     )
+
+
+def packed(folder: Path, site: Path) -> bytes:
+    """What an installed vit_jax would ship for the recipe mine.py of a folder."""
+    code = "import sys; from vit_jax.launch import checkout\n"
+    code += "sys.stdout.buffer.write(checkout.pack('mine.py')[0])"
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    run = [sys.executable, "-c", code]
+    return subprocess.check_output(run, cwd=folder, env=environment)
+
+
+@pytest.mark.slow
+def test_an_installed_vit_jax_is_shipped_as_its_wheel(cloud: Cloud, tmp_path: Path):
+    """From a folder with a recipe of its own, which builds on another."""
+    built = wheel.build_offline(tmp_path / "wheel")
+    site, here = tmp_path / "site", tmp_path / "here"
+    shutil.unpack_archive(built, site, "zip")
+    (here / "configs").mkdir(parents=True)
+    (here / "configs" / "base.py").write_text("from configs.quickstart import *\n")
+    (here / "mine.py").write_text("from configs.base import get_config\n")
+    (here / "other.py").write_text("1 / 0\n")
+    argv = [*SPOT, "--config=mine.py", f"--workdir={cloud.workdir}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vit_jax.launch.tpu", *argv],
+        cwd=here,
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert_done(cloud, created=1)
+    assert cloud["installed"] == 1
+    sent = tmp_path / "sent"
+    with tarfile.open(fileobj=io.BytesIO(packed(here, site))) as archive:
+        archive.extractall(sent, filter="data")
+    recipes = {p.relative_to(sent).as_posix() for p in sent.rglob("*.py")}
+    assert recipes == {"mine.py", "configs/base.py"}
+    (sent,) = sent.glob("*.whl")
+    assert wheel.contents(sent) == wheel.contents(built)
+    assert packed(here, site) == packed(here, site)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--target", tmp_path / "again", sent], check=True)
+    again = {
+        p.relative_to(tmp_path / "again").as_posix()
+        for p in (tmp_path / "again" / "vit_jax").rglob("*")
+        if p.is_file() and p.suffix != ".pyc"
+    }
+    assert again == wheel.contents(built)

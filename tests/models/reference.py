@@ -82,7 +82,7 @@ def vit(image, p, *, patch_size, pool="token", posemb="learn", gelu="tanh", eps=
     rows, columns = (a // b for a, b in zip(image.shape, patch_size, strict=False))
     if posemb == "sincos2d":
         z = z + sincos2d(rows, columns, z.shape[-1]).astype(z.dtype)
-    if pool == "token":
+    if "cls" in p:
         z = np.concatenate([p["cls"][0], z])
     t = p["Transformer"]
     if posemb == "learn":
@@ -97,12 +97,13 @@ def vit(image, p, *, patch_size, pool="token", posemb="learn", gelu="tanh", eps=
         z = mlp(layer_norm(z, b["LayerNorm_1"], eps), b["MlpBlock_0"], gelu) + z  # (3)
         features |= {f"encoderblock_{i}": z, f"encoderblock_{i}/attention": weights}
 
-    y = layer_norm(z, t["encoder_norm"], eps)  # (4)
-    features["encoder_norm"] = y
+    y = z
+    if "encoder_norm" in t:
+        y = features["encoder_norm"] = layer_norm(z, t["encoder_norm"], eps)  # (4)
     if pool == "token":
         y = y[0]
     elif pool == "gap":
-        y = y.mean(axis=0)
+        y = y[-rows * columns :].mean(axis=0)
     elif pool == "map":
         m = p["MAPHead_0"]
         x, weights = attention(
@@ -110,6 +111,8 @@ def vit(image, p, *, patch_size, pool="token", posemb="learn", gelu="tanh", eps=
         )
         y = x + mlp(layer_norm(x, m["LayerNorm_0"], eps), m["MlpBlock_0"], gelu)
         y, features["MAPHead_0/attention"] = y[0], weights
+    if "fc_norm" in p:
+        y = layer_norm(y, p["fc_norm"], eps)
     if "pre_logits" in p:
         y = np.tanh(y @ p["pre_logits"]["kernel"] + p["pre_logits"]["bias"])
     features["pre_logits"] = y

@@ -96,6 +96,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dinov2": {**SMALL, "registers": 4, "layer_scale": 1e-5, "mlp": "swiglu"},
     "deit": {**SMALL, "distilled": True},
     "pooled": {**SMALL, "pool": "gap", "final_norm": "pooled"},
+    "class-token": {**SMALL, "pool": "gap", "class_token": True, "registers": 2},
 }
 
 
@@ -131,7 +132,7 @@ def make_program(model: dict[str, Any], **mesh: int) -> program.Program:
         *("hybrid", "dinov2"),
         *(
             pytest.param(k, marks=pytest.mark.slow)
-            for k in ("resnet", "deit", "pooled")
+            for k in ("resnet", "deit", "pooled", "class-token")
         ),
     ],
 )

@@ -15,6 +15,13 @@ CASES: dict[str, dict[str, Any]] = {
     "token": {"pool": "token"},
     "gap": {"pool": "gap"},
     "map": {"pool": "map"},
+    "gap-class-token": {"pool": "gap", "class_token": True},
+    "gap-class-token-pooled": {
+        "pool": "gap",
+        "class_token": True,
+        "final_norm": "pooled",
+    },
+    "map-class-token": {"pool": "map", "class_token": True},
     "token-sincos2d": {"pool": "token", "posemb": "sincos2d"},
     "gap-no-posemb": {"pool": "gap", "posemb": "none"},
     "map-sincos2d-qk_norm-erf": {
@@ -107,8 +114,9 @@ def test_every_parameter_matters(pool: str):
     [
         {"pool": "token", "representation_size": 3},
         {"pool": "map", "qk_norm": True, "gelu": "erf", "scan": True},
+        {"pool": "gap", "class_token": True, "depth": 1},
     ],
-    ids=["token-loop", "map-scan"],
+    ids=["token-loop", "map-scan", "gap-class-token"],
 )
 def test_gradients_are_the_finite_differences_of_the_equations(fields: dict):
     with jax.enable_x64(True):

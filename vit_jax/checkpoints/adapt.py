@@ -54,28 +54,34 @@ class Weights:
       model: keywords of `models.create`.
       image_size: (height, width).
       normalization: mean and standard deviation of the channels, where it says them.
+      said: what was chosen of a file and left out, for the user.
     """
 
     arrays: Mapping[str, np.ndarray]
     model: Mapping[str, Any]
     image_size: tuple[int, int]
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None
+    said: tuple[str, ...] = ()
 
 
 def read_weights(
-    path: epath.Path, *, progress: Callable[[int, int], None] | None = None
+    path: epath.Path,
+    *,
+    weights: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Weights:
     """The weights of a workdir of ours, or of another library's checkpoint.
 
     Args:
       path: of either.
+      weights: which of several in a file of `torch.save`; see `vit_jax.load`.
       progress: called with the bytes read so far and in all, of another library's.
 
     Raises:
       UserError: if there is none, it is broken, or of an unknown model.
     """
     if not is_run(path):
-        opened = open_checkpoint(Path(path))
+        opened = open_checkpoint(Path(path), weights=weights)
         opened.check_complete()
         about = opened.preprocessing
         return Weights(
@@ -83,7 +89,10 @@ def read_weights(
             model=opened.model,
             image_size=opened.image_size,
             normalization=None if about is None else (about.mean, about.std),
+            said=opened.said,
         )
+    if weights is not None:
+        raise UserError(f"weights={weights}: {path} is a workdir, which has no more")
     directory = choose(path)
     config = read_config(directory)
     data = config["data"]
@@ -126,7 +135,7 @@ def adapt(
     _refuse_other_functions(source.model, model)
     wanted = shapes_of(model, image_size)
     stored = dict(source.arrays)
-    said: list[str] = []
+    said = list(source.said)
     fixed = getattr(_create(source.model), "posemb", None) == "sincos2d"
     if fixed and _POSEMB in wanted:
         _, stored = with_table(source.model, stored, source.image_size)

@@ -53,6 +53,7 @@ class Checkpoints:
         keep: int = 2,
         keep_period: int | None = None,
         best: str | None = None,
+        allow_changed_data: bool = False,
     ) -> None:
         """Opens the directory; what an interrupted save left there is removed.
 
@@ -66,6 +67,12 @@ class Checkpoints:
           best: a result of an evaluation, such as "test/accuracy" or "test/loss";
             whenever it improves the step is saved, and the best one is kept. What
             ends in "loss" or "error" improves when it falls, all else when it grows.
+          allow_changed_data: goes on though the training data has gained or lost
+            records, or is sliced otherwise, since the checkpoint was written. The
+            steps that are done stay. From the next one on, example number n is the
+            n-th of the data as it is now, in epochs of its size: in the epoch under way
+            some records may come twice and others not at all. Checkpoints written from
+            then on are of the changed data.
         """
         if every < 1 or keep < 1 or (keep_period is not None and keep_period < 1):
             raise UserError(
@@ -75,6 +82,7 @@ class Checkpoints:
         logging.get_absl_handler().addFilter(ToldOnce())
         self.every, self.best, self.directory = every, best, directory
         self.position = Position(stream=stream)
+        self._allow_changed_data = allow_changed_data
         self.notes: list[str] = []
         self._config = config
         falls = (best or "").endswith(("loss", "error"))
@@ -250,15 +258,30 @@ class Checkpoints:
 
     def _refuse_other_stream(self, directory: epath.Path, position: Position) -> None:
         """Its next batch would not be the one after its last."""
-        wanted = self.position.stream
-        if position.stream != wanted:
-            was = ", ".join(f"{k} {v}" for k, v in position.stream.items())
-            now = ", ".join(f"{k} {v}" for k, v in wanted.items())
-            raise UserError(
-                f"{directory} was made with {was}; this config has {now}: with these "
-                "the run would see some examples twice and others never. Use another "
-                "--workdir (and config.init_from, to start from these weights)"
+        wanted, stored = self.position.stream, position.stream
+        if stored == wanted:
+            return
+        only_data = {**stored, "data": None} == {**wanted, "data": None}
+        if only_data and self._allow_changed_data:
+            self.notes.append(
+                f"the training data has changed since step {position.step}, and so "
+                "have the examples from here on: config.checkpoint.allow_changed_data"
             )
+            position.stream = wanted
+            return
+        was = ", ".join(f"{k} {v}" for k, v in stored.items())
+        now = ", ".join(f"{k} {v}" for k, v in wanted.items())
+        changed = (
+            "The training data is not what it was: records have come, gone or been "
+            "renamed, or the split is another. Put it back, or go on with what is "
+            "there now: --config.checkpoint.allow_changed_data=true. Or use"
+        )
+        raise UserError(
+            f"{directory} was made with {was}; this config has {now}: with these the "
+            "run would see some examples twice and others never. "
+            f"{changed if only_data else 'Use'} another --workdir (and "
+            "config.init_from, to start from these weights)"
+        )
 
     def _put_aside(self, steps: Sequence[int]) -> None:
         with distributed.agreed():

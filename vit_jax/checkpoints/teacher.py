@@ -33,7 +33,9 @@ def read_teacher(
     Raises:
       UserError: if it cannot be read, or has other classes.
     """
-    source = adapt.read_weights(path, progress=progress)
+    source = adapt.read_weights(
+        path, weights=distillation.teacher_weights, progress=progress
+    )
     classes = source.arrays["head/bias"].shape[0] if "head/bias" in source.arrays else 0
     if classes != num_classes:
         raise UserError(

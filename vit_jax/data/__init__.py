@@ -37,6 +37,7 @@ def make(
     image_size: int | tuple[int, int] = 224,
     image_key: str | None = None,
     label_key: str | None = None,
+    holdout: float | None = None,
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
     std: tuple[float, float, float] = (0.5, 0.5, 0.5),
     num_workers: int | None = None,
@@ -53,9 +54,9 @@ def make(
         name: a dataset of docs/datasets.md or any other that TFDS has prepared under
             data_dir, such as "imagenet2012", "imagenet2012:5.1.0", "vtab/dtd" or
             "imagenet_v2/topimages", as tfrecord or array_record. Or "folder", images
-            in data_dir/SPLIT/CLASS/; "idx", the files of MNIST; "npz", a NumPy
-            archive; "array_record", files of records that have no dataset_info.json.
-            Or "mixture", several of these.
+            in data_dir/SPLIT/CLASS/ or data_dir/CLASS/; "idx", the files of MNIST;
+            "npz", a NumPy archive; "array_record", files of records that have no
+            dataset_info.json. Or "mixture", several of these.
         data_dir: where it lies; for "npz" the file itself. For TFDS the default is
             $TFDS_DATA_DIR, else ~/tensorflow_datasets; the dataset's own folder, the
             one with dataset_info.json, may be given too.
@@ -66,6 +67,10 @@ def make(
         image_key: the image's name in a TFDS dataset; default: as the catalog says,
             else "image".
         label_key: the label's; default: as the catalog says, else "label".
+        holdout: share of each class of the training images that is not "train" but
+            "test", chosen by the images' names; for "folder", "idx" and "npz" that
+            have no test split. Default: 0.1 where an evaluation of the config asks
+            for a test split and there is none, else nothing is held out.
         mean: of the channels, in [0, 1], for the normalisation on the device.
         std: likewise.
         num_workers: processes that build batches beside this one; default: none,
@@ -111,8 +116,9 @@ def make(
             'config.data.on_bad_example="error"; set it to None, or choose "skip".'
         )
     train_transform, eval_transform = TrainTransform(**train), EvalTransform(**eval)
+    train_transform.check_size(size)
     eval_transform.check_size(size)
-    if name == "mixture" and image_key is None and label_key is None:
+    if name == "mixture" and (image_key, label_key, holdout) == (None, None, None):
         source = open_mixture(mixture, data_dir=data_dir, split=split)
     else:
         source = open_source(
@@ -121,6 +127,7 @@ def make(
             split=split,
             image_key=image_key,
             label_key=label_key,
+            held_out=holdout,
         )
     workers, threads = pipeline.parallelism(in_memory=source.in_memory)
     return Dataset(

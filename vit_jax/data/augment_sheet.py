@@ -1,5 +1,6 @@
 """python -m vit_jax.data.augment_sheet IMAGE --output=sheet.png
 
+  --output=FILE    the picture to write (sheet.png)
   --augment=NAME   policies to show, as in config.data.train.augment; all by default
   --seed=N         of the examples
 
@@ -140,12 +141,7 @@ def square(image: np.ndarray) -> np.ndarray:
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
-    try:
-        print(write(parse(argv[1:])))
-    except errors.Stop as stop:
-        print(f"{stop.label}: {stop}", file=sys.stderr)
-        return stop.exit_code
-    return 0
+    return flags.run(__doc__, argv[1:], lambda: print(write(parse(argv[1:]))))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -155,11 +151,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         UserError: for what is no flag, and what is missing.
     """
     parser = flags.Parser()
-    parser.add_argument("image", type=Path)
+    parser.add_argument("image", type=Path, nargs="?")
     parser.add_argument("--output", type=Path, default=Path("sheet.png"))
     parser.add_argument("--augment", choices=get_args(Augment)[1:])
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse(argv)
+    args = parser.parse(argv)
+    if args.image is None:
+        raise errors.UserError(f"IMAGE, a picture, is needed:\n\n{__doc__}")
+    return args
 
 
 def write(args: argparse.Namespace) -> str:

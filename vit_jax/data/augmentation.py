@@ -44,6 +44,8 @@ class Draws(NamedTuple):
     jitter: np.ndarray | None = None  # float64 [b, 8] in [0, 1)
     erasing: np.ndarray | None = None  # float64 [b, 3 + 2 * attempts] in [0, 1)
     noise: np.ndarray | None = None  # uint64 [b], keys of `sampler.noise`
+    vertical_flip: np.ndarray | None = None  # bool [b]
+    quarter_turns: np.ndarray | None = None  # int64 [b], 0..3, counter-clockwise
 
     def row(self, i: int) -> "Draws":
         return self._make(None if x is None else x[i] for x in self)

@@ -182,7 +182,10 @@ class BatchBuilder:
 
     def _note(self, bad: dict[int, str], i: int, error: BadExample) -> None:
         if not self.skip_bad:
-            raise error
+            raise BadExample(
+                f"{error} Or leave out, and count, what is bad: "
+                "--config.data.on_bad_example=skip."
+            ) from error
         bad[i] = str(error)
 
 

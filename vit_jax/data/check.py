@@ -26,7 +26,7 @@ import numpy as np
 from vit_jax import config as configs
 from vit_jax import data as datasets
 from vit_jax import errors, flags, progress
-from vit_jax.data import Dataset, contact_sheet, examine, splits
+from vit_jax.data import Dataset, contact_sheet, examine, remarks, sections, splits
 from vit_jax.data.prepare import reports, shards
 from vit_jax.data.prepare.run import MANIFEST
 from vit_jax.planning import data_shapes
@@ -48,29 +48,25 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     parser.add_argument("--sample", default="1024")
     parser.add_argument("--output", default="data_check")
     parser.add_argument("--verify_checksums", action="store_true")
-    overrides = [a for a in argv if a.startswith("--config.")]
-    args = parser.parse([a for a in argv if a not in overrides])
+    rest, overrides = flags.split_overrides(argv)
+    args = parser.parse(rest)
     if args.config is None:
         raise errors.UserError(f"--config is needed:\n\n{__doc__}")
     if args.sample != "all" and not (args.sample.isdecimal() and int(args.sample)):
         raise errors.UserError(f'--sample={args.sample}: expected 1 or more, or "all"')
     args.sample = None if args.sample == "all" else int(args.sample)
-    pairs = [a.removeprefix("--config.").partition("=") for a in overrides]
-    return args, [(key, text) for key, _, text in pairs]
+    return args, overrides
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns its exit code, see `vit_jax.errors`."""
-    if "--help" in argv:
-        print(__doc__)
-        return 0
-    try:
-        args, overrides = parse(argv[1:])
-        config = configs.load(args.config, overrides).to_dict()
-        findings = check(config, args)
-    except errors.Stop as stop:
-        print(f"{stop.label}: {stop}", file=sys.stderr)
-        return stop.exit_code
+    return flags.run(__doc__, argv[1:], lambda: run(argv[1:]))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Checks, and tells what was found; returns the exit code."""
+    args, overrides = parse(argv)
+    findings = check(configs.load(args.config, overrides).to_dict(), args)
     if findings:
         listed = "".join(f"\n  {finding}" for finding in findings)
         print(f"error: {len(findings)} findings:{listed}", file=sys.stderr)
@@ -81,14 +77,16 @@ def main(argv: Sequence[str]) -> int:
 
 def check(config: Plain, args: argparse.Namespace) -> list[str]:
     """Checks and draws everything; returns what is wrong."""
-    sections, head = sections_of(config), config["model"]["num_classes"]
+    read, head = sections_of(config), config["model"]["num_classes"]
     findings, strips = [], []
     opened: dict[str, Dataset] = {}
-    for where, section in sections.items():
+    for where, section in read.items():
         print(f"config.{where}: {section['name']}, {section['split']}")
         try:
             dataset = datasets.make(**section)
             opened[where] = dataset = dataclasses.replace(dataset, num_workers=0)
+            for note in dataset.source.notes:
+                print(f"  {note}")
             head = head or dataset.num_classes
             if head is None:
                 raise errors.UserError("set config.model.num_classes: no data says it")
@@ -98,7 +96,8 @@ def check(config: Plain, args: argparse.Namespace) -> list[str]:
         except errors.UserError as error:
             if not any(str(error) in finding for finding in findings):
                 findings.append(f"config.{where}: {error}")
-    findings += check_overlap(sections, opened)
+    findings += check_overlap(read, opened)
+    findings += check_classes(opened)
     for folder in sorted({dataset.source.name for dataset in opened.values()}):
         findings += check_manifest(folder, verify=args.verify_checksums)
     if strips:
@@ -112,17 +111,14 @@ def sections_of(config: Plain) -> dict[str, Plain]:
     An evaluation has those of training but for what it says. It may name several
     splits, in keys that end in "split".
     """
-    data = config["data"]
-    sections = {TRAIN: data}
+    data = sections.with_holdout(config["data"], config["evals"])
+    found = {TRAIN: data}
     for name, entry in config["evals"].items():
         own = entry["data"] if "data" in entry else {}
-        section = {**data, **own}
-        if "eval" in own:
-            section["eval"] = {**data["eval"], **own["eval"]}
         for key in [k for k in entry if k.endswith("split") and entry[k] is not None]:
             where = f"evals.{name}" if key == "split" else f"evals.{name}.{key}"
-            sections[where] = {**section, "split": entry[key]}
-    return sections
+            found[where] = sections.of_evaluation(data, own, entry[key])
+    return found
 
 
 def check_split(
@@ -174,14 +170,24 @@ def check_counts(dataset: Dataset, section: Plain, head: int) -> Iterator[str]:
         yield f"{k:,} classes, but the model's head has {head:,}"
 
 
+def check_classes(opened: Mapping[str, Dataset]) -> Iterator[str]:
+    """Classes that cannot be learned, and yet are evaluated."""
+    if TRAIN not in opened:
+        return
+    yield from remarks.one_class(opened[TRAIN])
+    for where, dataset in opened.items():
+        if where != TRAIN:
+            yield from remarks.of_evaluation(where, dataset, opened[TRAIN])
+
+
 def check_overlap(
-    sections: Mapping[str, Plain], opened: Mapping[str, Dataset]
+    read: Mapping[str, Plain], opened: Mapping[str, Dataset]
 ) -> Iterator[str]:
     """Records that both training and an evaluation read."""
     if TRAIN not in opened:
         return
     for where in [w for w in opened if w != TRAIN]:
-        train, other = sections[TRAIN], sections[where]
+        train, other = read[TRAIN], read[where]
         if any(train[key] != other[key] for key in ("name", "data_dir")):
             continue
         pairs = itertools.product(_ranges(train), _ranges(other))

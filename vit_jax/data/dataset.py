@@ -7,6 +7,7 @@ import numpy as np
 from vit_jax.data import pipeline
 from vit_jax.data.builder import BatchBuilder
 from vit_jax.data.sources import Source
+from vit_jax.data.sources.arrays import ArraySource
 from vit_jax.data.sources.mixture import MixtureSource
 from vit_jax.data.transforms import EvalTransform, TrainTransform
 from vit_jax.errors import BadExample, UserError
@@ -59,7 +60,9 @@ class Dataset:
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes where the source says so, else None."""
+        """Number of classes where the source or all of its labels say so, else None."""
+        if self.source.num_classes is None and isinstance(self.source, ArraySource):
+            return self.source.implied_classes
         return self.source.num_classes
 
     @property
@@ -135,7 +138,7 @@ class Dataset:
             UserError: an image does not decode, a label is out of range, or the head
                 has too few classes. Where bad examples are skipped: all are bad.
         """
-        known = self.num_classes
+        known = self.source.num_classes
         if not train and isinstance(self.source, MixtureSource):
             raise UserError(
                 'config.data.name="mixture" is for training: an evaluation needs '

@@ -10,18 +10,35 @@ from vit_jax.data import jpeg
 from vit_jax.data.crop import Crop, cut
 from vit_jax.errors import BadExample, UserError
 
+# Names of the files that `decode` reads, in lower case.
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif"),
+    *(".tiff", ".jp2", ".avif", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _EXIF_ORIENTATION = 0x0112
 
 
+def is_image(name: str) -> bool:
+    """Whether a path looks like an image that is not hidden.
+
+    >>> is_image("a/1.JPEG"), is_image("a/._1.jpg"), is_image("a/notes.txt")
+    (True, False, False)
+    """
+    base = name.rpartition("/")[2]
+    return base[:1] != "." and base.lower().endswith(EXTENSIONS)
+
+
 def decode(
     data: bytes | memoryview, *, where: str, crop: Crop | None = None
 ) -> np.ndarray:
-    """The image in the bytes of a JPEG, PNG, WebP or BMP file, or a part of it.
+    """The image in the bytes of a file, or a part of it.
 
-    Grey is repeated, an alpha channel is composed over white, CMYK converted, 16 bits
-    are scaled to 8, EXIF rotation is applied.
+    JPEG, PNG, WebP, BMP, GIF (its first picture), TIFF, JPEG 2000, AVIF and netpbm are
+    read. Grey is repeated, an alpha channel is composed over white, CMYK converted,
+    16 bits are scaled to 8, EXIF rotation is applied.
 
     Args:
         data: the file's bytes.
@@ -32,10 +49,10 @@ def decode(
         uint8 [h, w, 3], RGB. A part may be a view.
 
     Raises:
-        BadExample: empty, truncated or not an image.
+        BadExample: empty, truncated, not an image, or of more than 2**30 pixels.
     """
     if not len(data):
-        raise BadExample(f"{where} is empty (0 bytes); replace or remove it.")
+        raise BadExample(f"{where} is empty (0 bytes); replace it.")
     is_jpeg = bytes(data[:3]) == _JPEG
     if is_jpeg and crop is not None:
         part = jpeg.decode_part(data, crop)
@@ -43,23 +60,28 @@ def decode(
             return part
     buffer = np.frombuffer(data, np.uint8)
     if is_jpeg:
-        image = _imdecode(buffer, cv2.IMREAD_COLOR_RGB)
+        image = _imdecode(buffer, cv2.IMREAD_COLOR_RGB, where)
     else:
-        image = _imdecode(buffer, cv2.IMREAD_UNCHANGED)
+        image = _imdecode(buffer, cv2.IMREAD_UNCHANGED, where)
         if image is not None:
             image = _to_rgb(image, bytes(data), where)
     if image is None:
         raise BadExample(
             f"{where} cannot be decoded: {len(data)} bytes, cut short or not an "
-            "image; replace or remove it."
+            "image; replace it."
         )
     return cut(image, crop)
 
 
-def _imdecode(buffer: np.ndarray, flags: int) -> np.ndarray | None:
+def _imdecode(buffer: np.ndarray, flags: int, where: str) -> np.ndarray | None:
     try:
         return cv2.imdecode(buffer, flags)
-    except cv2.error:
+    except cv2.error as error:
+        if "CV_IO_MAX_IMAGE" in str(error):  # OpenCV says its limits by these names
+            raise BadExample(
+                f"{where} is too large: an image may have 2**30 pixels, and 2**20 a "
+                "side; make it smaller, or cut it into several."
+            ) from error
         return None
 
 

@@ -22,6 +22,7 @@ UInt64 = np.ndarray  # dtype uint64
 _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = 16
 _REPEATED_AFTER = 8
+_FIXED_ORDER = np.uint64(0x0AC827CE4A2F1F64)  # of `fixed_order`; any number would do
 
 
 class Stream(enum.IntEnum):
@@ -34,6 +35,8 @@ class Stream(enum.IntEnum):
     JITTER = 4
     ERASING = 5
     NOISE = 6
+    VERTICAL_FLIP = 7
+    ROTATE90 = 8
     # The numbers between are left for augmentation.
     MIXTURE = 32
     PART_ORDER = 33
@@ -130,6 +133,22 @@ def permute(index: np.ndarray, size: int, *, key: npt.ArrayLike) -> np.ndarray:
         result[todo] = _feistel(result[todo], np.uint64(a), np.uint64(b), key[todo])
         todo = todo[result[todo] >= np.uint64(size)]
     return result.astype(np.int64)
+
+
+def fixed_order(names: np.ndarray) -> np.ndarray:
+    """An order of records that depends on their names alone, so that slices are fair.
+
+    Sorted by name, then shuffled by a permutation that never changes and is no run's.
+
+    Args:
+        names: bytes [n], of the records.
+
+    Returns:
+        int64 [n]: which record is the first, the second, ...
+    """
+    n = len(names)
+    by_name = np.argsort(names, kind="stable")
+    return by_name[permute(np.arange(n), n, key=_FIXED_ORDER)]
 
 
 def _feistel(x: UInt64, a: np.uint64, b: np.uint64, key: UInt64) -> UInt64:

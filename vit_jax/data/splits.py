@@ -7,11 +7,19 @@ end is cut to the end with no error only where TFDS does the same.
 """
 
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Literal, NamedTuple
 
 from vit_jax.errors import UserError, did_you_mean
 
+Purpose = Literal["train", "test", "validation"]
+
+# What people call their splits, in any case; the first are TFDS's names.
+_CALLED: dict[Purpose, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "validation": ("validation", "val", "valid", "dev"),
+}
 _PART = re.compile(r"(?P<name>[\w-]+)(\[(?P<from>[^:\]]*):(?P<to>[^:\]]*)\])?")
 _BOUNDARY = re.compile(r"(?P<value>-?\d[\d_]*(\.\d+)?)(?P<percent>%?)")
 
@@ -22,6 +30,40 @@ class Range(NamedTuple):
     name: str
     start: int
     stop: int
+
+
+def purpose(name: str) -> Purpose | None:
+    """What a split is for, by its name.
+
+    >>> purpose("Training"), purpose("val"), purpose("fold1")
+    ('train', 'validation', None)
+    """
+    for what, names in _CALLED.items():
+        if name.lower() in names:
+            return what
+    return None
+
+
+def find(name: str, existing: Collection[str]) -> str | None:
+    """The split that `name` means: itself, or one that is called by another word.
+
+    Where "test" is asked for and there is none, it is the validation split.
+
+    >>> find("train", ["Train", "Test"]), find("test", ["train", "val"])
+    ('Train', 'val')
+    >>> find("val", ["train", "test"])
+    """
+    if name in existing:
+        return name
+    what = purpose(name)
+    if what is None:
+        return None
+    for kind in (what, "validation") if what == "test" else (what,):
+        for word in _CALLED[kind]:
+            found = sorted(n for n in existing if n.lower() == word)
+            if found:
+                return found[0]
+    return None
 
 
 def split_names(split: str) -> list[str]:

@@ -1,6 +1,7 @@
 """From an image to what the model sees: uint8 [h, w, 3] in, uint8 [H, W, 3] out.
 
-In this order: crop and resize, flip, augment, jitter, erase (docs/augmentation.md).
+In this order: crop and resize, flip, turn, augment, jitter, erase
+(docs/augmentation.md).
 
 Resizing is bilinear (pixel centres at half-integers) where either side grows, and
 averages over areas (cv2.INTER_AREA, no aliasing) where both sides shrink, unless
@@ -98,7 +99,7 @@ def inception_box(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """Random crop to the image size, a flip with probability 1/2, augmentation.
+    """Random crop to the image size, flips and quarter turns, augmentation.
 
     Attributes:
         crop: "inception", a random part resized (see `inception_box`); "pad", resize
@@ -112,7 +113,11 @@ class TrainTransform:
         interpolation: for "inception" and "resize", where both sides shrink: "area",
             the default, averages over areas; "bilinear" does not antialias, as
             tf.image.resize in the paper's code, and takes a quarter of the time.
-        flip: whether to flip.
+        flip: whether to flip left and right, with probability 1/2.
+        vertical_flip: likewise top and bottom, for images without an up, such as those
+            of microscopes and satellites.
+        rotate90: whether to turn by 0, 90, 180 or 270 degrees, each as likely; the
+            image size must be square.
         augment: "randaugment", "autoaugment" (the policy for ImageNet),
             "trivialaugment" (wide), all three as in torchvision; "randaugment_tf", as
             in big_vision; "three_augment", of DeiT III; see `vit_jax.data.policies`.
@@ -135,6 +140,8 @@ class TrainTransform:
     padding: int | None = None
     interpolation: Interpolation | None = None
     flip: bool = True
+    vertical_flip: bool = False
+    rotate90: bool = False
     augment: Augment = "none"
     num_layers: int | None = None
     magnitude: int | None = None
@@ -189,6 +196,14 @@ class TrainTransform:
                 f"config.data.train.padding={self.padding}; expected pixels, 0 or more."
             )
 
+    def check_size(self, size: tuple[int, int]) -> None:
+        """UserError where turned images would have another shape."""
+        if self.rotate90 and size[0] != size[1]:
+            raise UserError(
+                f"config.data.train.rotate90 needs a square image size, not {size}; "
+                "set config.data.image_size to one number, or rotate90 to False."
+            )
+
     @property
     def _area(self) -> tuple[float, float]:
         return _DEFAULT_AREA if self.area is None else self.area
@@ -210,9 +225,19 @@ class TrainTransform:
         """The random numbers of the examples with these global numbers, int64 [b]."""
         crop = {"inception": 2 + 2 * _ATTEMPTS, "pad": 2}.get(self.crop, 0)
         flip = sampler.uniforms(seed, sampler.Stream.FLIP, numbers, 1)[:, 0] < 0.5
+        more: dict[str, np.ndarray] = {}
+        if self.vertical_flip:
+            stream = sampler.Stream.VERTICAL_FLIP
+            more["vertical_flip"] = (
+                sampler.uniforms(seed, stream, numbers, 1)[:, 0] < 0.5
+            )
+        if self.rotate90:
+            uniform = sampler.uniforms(seed, sampler.Stream.ROTATE90, numbers, 1)[:, 0]
+            more["quarter_turns"] = (4 * uniform).astype(np.int64)
         return Draws(
             crop=sampler.uniforms(seed, sampler.Stream.CROP, numbers, crop),
             flip=flip if self.flip else np.zeros_like(flip),
+            **more,
             **self._augmentation.draw(seed, numbers),
         )
 
@@ -251,6 +276,10 @@ class TrainTransform:
             _check_size(image, size)
         # A view image[:, ::-1] would be copied a pixel at a time, as slow as resizing.
         image = cv2.flip(image, 1) if draws.flip else image
+        if draws.vertical_flip is not None and draws.vertical_flip:
+            image = cv2.flip(image, 0)
+        if draws.quarter_turns is not None and draws.quarter_turns:
+            image = np.ascontiguousarray(np.rot90(image, int(draws.quarter_turns)))
         return self._augmentation(image, draws)
 
     def batches(self, shape: tuple[int, int], size: tuple[int, int]) -> bool:
@@ -274,6 +303,12 @@ class TrainTransform:
             )  # [b, 2p + 1, 2p + 1, c, h, w]
             images = windows[np.arange(b), top, left].transpose(0, 2, 3, 1)
         images[draws.flip] = images[draws.flip, :, ::-1]
+        if draws.vertical_flip is not None:
+            images[draws.vertical_flip] = images[draws.vertical_flip, ::-1]
+        if draws.quarter_turns is not None:
+            for turns in (1, 2, 3):
+                rows = draws.quarter_turns == turns
+                images[rows] = np.rot90(images[rows], turns, axes=(1, 2))
         return images
 
 

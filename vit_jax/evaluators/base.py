@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from vit_jax import bad_examples, distributed, sharding, steps
 from vit_jax import data as datasets
+from vit_jax.data import sections
 from vit_jax.errors import UserError
 from vit_jax.program import Program
 from vit_jax.state import Params
@@ -81,6 +82,10 @@ class Evaluator(abc.ABC):
         Raises:
           UserError: before anything is compiled.
         """
+
+    @abc.abstractmethod
+    def all_examples(self) -> "list[Examples]":
+        """All that it reads."""
 
     @abc.abstractmethod
     def compile(self) -> None:
@@ -154,9 +159,7 @@ class Examples:
         sharding.check_batch_size(
             mesh, self.batch_size, key=key if batch_size else "batch_size"
         )
-        section: dict[str, Any] = {**training_data, **data, "split": split}
-        if "eval" in data:
-            section["eval"] = {**training_data["eval"], **data["eval"]}
+        section = sections.of_evaluation(training_data, data, split)
         self.name: str = section["name"]
         self.dataset = datasets.make(**section)
         self.mesh = mesh

@@ -74,6 +74,9 @@ class Classification(Evaluator):
         step = scores.make_step(program, dataset, classes=self._classes)
         self._to_compile = step, params, self.examples.try_step(step, params)
 
+    def all_examples(self) -> list[Examples]:
+        return [self.examples]
+
     def _check_classes(self, num_classes: int) -> None:
         if self._classes is None:
             return

@@ -167,6 +167,9 @@ class Corruptions(Evaluator):
         self._num_classes = num_classes
         self._to_compile = step, params, first.try_step(step, params)
 
+    def all_examples(self) -> list[Examples]:
+        return list(self._examples.values())
+
     def compile(self) -> None:
         step, params, batch = self._to_compile
         mesh = next(iter(self._examples.values())).mesh

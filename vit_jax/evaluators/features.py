@@ -107,6 +107,9 @@ class OnFeatures(Evaluator):
         )
         self._to_compile = step, params, self.train.try_step(step, params)
 
+    def all_examples(self) -> list[Examples]:
+        return [self.train, self.test]
+
     def compile(self) -> None:
         step, params, batch = self._to_compile
         self._step = steps.compile_eval_step(step, self.mesh, params, batch)

@@ -39,8 +39,11 @@ class VisionTransformer(nn.Module, kw_only=True):
       mlp_dim: width of the MLP's hidden layer.
       num_heads: attention heads of each layer.
       pool: what the head sees: "token" a class token that is put before the patches,
-        "gap" the mean over patches, "map" attention pooling (arXiv:2106.04560), "none"
-        every token for itself.
+        "gap" the mean over patches, "map" attention pooling over all tokens
+        (arXiv:2106.04560), "none" every patch for itself.
+      class_token: a class token before the patches also where `pool` is another one,
+        as in MAE's fine-tuned models (arXiv:2111.06377): the layers see it, the mean
+        over patches is without it. With `pool="token"` there is one in any case.
       posemb: position embeddings: "learn" (one for each token), "sincos2d" (fixed,
         needs no class-token position and a width that 4 divides) or "none".
       final_norm: what the last LayerNorm is applied to: "tokens" before pooling, as in
@@ -112,6 +115,7 @@ class VisionTransformer(nn.Module, kw_only=True):
     mlp_dim: int
     num_heads: int
     pool: Literal["token", "gap", "map", "none"] = "token"
+    class_token: bool = False
     posemb: Literal["learn", "sincos2d", "none"] = "learn"
     final_norm: Literal["tokens", "pooled"] = "tokens"
     registers: int = 0
@@ -144,6 +148,12 @@ class VisionTransformer(nn.Module, kw_only=True):
     def __post_init__(self) -> None:
         _check_fields(self)
         super().__post_init__()
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens before those of the patches: class tokens and registers."""
+        own = self.class_token or self.pool == "token"
+        return own + self.distilled + self.registers
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -204,11 +214,11 @@ class VisionTransformer(nn.Module, kw_only=True):
         if self.pool == "token":
             y = y[:, 0]
         elif self.pool == "gap":
-            y = jnp.mean(y[:, self.registers :], axis=1, dtype=precise)
+            y = jnp.mean(y[:, self.prefix_tokens :], axis=1, dtype=precise)
         elif self.pool == "map":
             y, features["MAPHead_0/attention"] = self._map_head()(y)
         else:
-            y = y[:, self.registers :]
+            y = y[:, self.prefix_tokens :]
         y = y.astype(precise)  # [b, d]
         if self.final_norm == "pooled":
             y = nn.LayerNorm(
@@ -265,7 +275,7 @@ class VisionTransformer(nn.Module, kw_only=True):
         )(x)  # [b, H / p, W / p, d]
         batch, rows, columns, width = x.shape
         x = x.reshape(batch, rows * columns, width)  # [b, N, d]
-        names = ["cls"] if self.pool == "token" else []
+        names = ["cls"] if self.class_token or self.pool == "token" else []
         names += ["dist"] if self.distilled else []
         for name in reversed(names):
             token = self.param(

@@ -73,8 +73,8 @@ def run(request: Request, cache: Path) -> dict[str, Any]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            "planning for a TPU needs its compiler: pip install -e '.[plan]', or plan "
-            "this machine with --topology=local"
+            "planning for a TPU needs its compiler: pip install libtpu, or plan this "
+            "machine with --topology=local"
         )
     cache.mkdir(parents=True, exist_ok=True)
     ends = [".json", ".fast.json"] if request.fast else [".json"]

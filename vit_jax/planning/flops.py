@@ -25,7 +25,7 @@ def forward_macs(model: Any, image_shape: tuple[int, int, int]) -> int:
     patch = model.patch_size
     patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
     patches = (height // patch_height) * (width // patch_width)
-    tokens = patches + (model.pool == "token") + model.distilled + model.registers
+    tokens = patches + model.prefix_tokens
     d, m = model.width, model.mlp_dim
     embedding = patches * patch_height * patch_width * channels * d
     projections = 4 * tokens * d * d  # q, k, v, out

@@ -1,12 +1,15 @@
 """Hugging Face directories: config.json, weights, and how images are prepared.
 
-The names are those that `transformers` writes to disk for `vit`, `deit`, `dinov2`,
-`dinov2_with_registers`, `siglip_vision_model` and the vision half of `siglip`.
+The names are those that `transformers` writes to disk for `vit`, `vit_msn`, `deit`,
+`ijepa`, `dinov2`, `dinov2_with_registers`, `siglip_vision_model` and the vision half of
+`siglip`.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from vit_jax.checkpoints.formats import model_types
 from vit_jax.checkpoints.formats.inferred import Fields, Inferred
 from vit_jax.checkpoints.formats.layouts import (
     FROM_HEADS,
@@ -16,14 +19,17 @@ from vit_jax.checkpoints.formats.layouts import (
     Shape,
     to_heads,
     to_heads_bias,
+    to_heads_without_bias,
 )
 from vit_jax.checkpoints.formats.timm import conv, dense, norm
-from vit_jax.errors import UserError, did_you_mean
+from vit_jax.errors import UserError
 
 # The model's name, which its tensors begin with in a classifier's file.
 PREFIXES = {
     "vit": "vit.",
+    "vit_msn": "vit.",
     "deit": "deit.",
+    "ijepa": "ijepa.",
     "dinov2": "dinov2.",
     "dinov2_with_registers": "dinov2_with_registers.",
     "siglip_vision_model": "vision_model.",
@@ -39,25 +45,32 @@ _IGNORED = (
 )
 # SigLIP's classifier is on the mean of the patches, whatever else the file holds.
 _SIGLIP_HEAD = r"vision_model\.head\..*"
+_QKV = re.compile(r"attention\.attention\.(query|key|value)\.weight$")
 _GELU = {"gelu": "erf", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
 
 # Position embeddings that they keep as a table [n, d].
 _TABLE = Layout(lambda s: s[0][1:], lambda a, _: [a[None]], lambda a: a[0][0])
 
 
-def infer(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Inferred:
+def infer(
+    config: Mapping[str, Any], shapes: Mapping[str, Shape], known: Mapping[str, Any]
+) -> Inferred:
     """The fields of the model that a config.json and its tensors are of.
+
+    Args:
+      config: what is not in it is as in transformers.
+      shapes: of the tensors by name.
+      known: fields that are said elsewhere.
 
     Raises:
       UserError: if it is no model of ours.
     """
-    kind = config["model_type"]
-    if kind == "siglip":  # image and text; ours is the image's
-        config = _SIGLIP_DEFAULTS | config["vision_config"]
+    kind = str(config["model_type"])
     if kind not in PREFIXES:
-        raise UserError(
-            f'config.json has model_type "{kind}": {did_you_mean(str(kind), PREFIXES)}'
-        )
+        model_types.refuse(kind, tuple(PREFIXES))
+    if kind == "siglip":  # image and text; ours is the image's
+        config = config["vision_config"] if "vision_config" in config else {}
+    config = {**_defaults(kind), **config}
     act = config["hidden_act"]
     if act not in _GELU:
         raise UserError(
@@ -75,7 +88,7 @@ def infer(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Inferred:
         "mlp": "swiglu" if swiglu else "gelu",
         "gelu": _GELU[act],
         "layer_norm_epsilon": config["layer_norm_eps"],
-        "pool": _siglip_pool(config, shapes) if "siglip" in kind else "token",
+        "pool": _pool(kind, config, shapes),
         "distilled": kind == "deit",
         "layer_scale": config["layerscale_value"] if dino else None,
     }
@@ -86,39 +99,84 @@ def infer(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Inferred:
         fields["mlp_dim"] = config["intermediate_size"]
     if kind == "dinov2_with_registers":
         fields["registers"] = config["num_register_tokens"]
-    if kind == "deit" and "classifier.weight" in shapes:
-        raise UserError(
-            "a deit classifier whose distillation token has no head: only "
-            "DeiTForImageClassificationWithTeacher can be read"
-        )
-    for name in ("classifier.weight", "cls_classifier.weight"):
-        if name in shapes and not _on_two(shapes[name], width):
-            fields["num_classes"] = shapes[name][0]
+    if not leaves_head_out(known):
+        _refuse_other_heads(kind, shapes, width)
+        for name in ("classifier.weight", "cls_classifier.weight"):
+            if name in shapes:
+                fields["num_classes"] = shapes[name][0]
     patch = config["patch_size"]
+    if not isinstance(patch, int):
+        height, width = patch
+        if height != width:
+            raise UserError(f"config.json has patch_size {patch}, not one number")
+        patch = fields["patch_size"] = height
     grid = tuple(size // patch for size in _pair(config["image_size"]))
     return Inferred(fields, grid[0] * grid[1], (patch, patch), grid)
 
 
-def entries(fields: Fields, kind: str, prefix: str) -> list[Entry]:
+def leaves_head_out(known: Mapping[str, Any]) -> bool:
+    """Whether the user asks for no head, with num_classes=0."""
+    return "num_classes" in known and not known["num_classes"]
+
+
+def _refuse_other_heads(kind: str, shapes: Mapping[str, Shape], width: int) -> None:
+    """Refuses classifiers that see something else than ours."""
+    out = "num_classes=0 leaves it out"
+    if kind == "deit" and "classifier.weight" in shapes:
+        raise UserError(
+            "a deit classifier whose distillation token has no head is not supported, "
+            f"only DeiTForImageClassificationWithTeacher: {out}"
+        )
+    if any(name.startswith("decoder.") for name in shapes):
+        raise UserError(f"a decoder for masked images ({kind}) is not supported: {out}")
+    if "classifier.weight" in shapes and shapes["classifier.weight"][1] != width:
+        raise UserError(
+            f"the classifier of {kind} is not supported: it sees the mean of "
+            f"the patches beside the class token; {out}"
+        )
+
+
+def entries(
+    fields: Fields, kind: str, prefix: str, shapes: Mapping[str, Shape]
+) -> list[Entry]:
     """What maps to what.
 
     Args:
       fields: of the model.
       kind: `model_type` of config.json.
       prefix: that the backbone's tensors begin with.
+      shapes: of the tensors; None of them when there is no file yet, to write one.
     """
     names = _siglip if "siglip" in kind else _vit
-    return list(names(fields, kind, prefix))
+    found = list(names(fields, kind, prefix))
+    if shapes and prefix:  # transformers itself writes vit_msn's layers without it
+        found += names(fields, kind, "")
+    # A whole model without them is one that was made so (`qkv_bias`).
+    if not shapes or any(name.endswith("query.bias") for name in shapes):
+        return found
+    return [_with_zero_bias(e) if _QKV.search(e.theirs) else e for e in found]
 
 
-def ignored(shapes: Mapping[str, Shape]) -> tuple[str, ...]:
+def _with_zero_bias(entry: Entry) -> Entry:
+    (kernel,) = entry.ours
+    bias = kernel.replace("/kernel", "/bias")
+    return Entry(entry.theirs, (kernel, bias), to_heads_without_bias(1))
+
+
+def ignored(shapes: Mapping[str, Shape], known: Mapping[str, Any]) -> tuple[str, ...]:
     """Patterns of what a file may hold that no model of ours has."""
-    classifies = "vision_model.head.probe" in shapes and "classifier.weight" in shapes
-    return (*_IGNORED, _SIGLIP_HEAD) if classifies else _IGNORED
+    found = _IGNORED
+    if "vision_model.head.probe" in shapes and "classifier.weight" in shapes:
+        found += (_SIGLIP_HEAD,)
+    if leaves_head_out(known):
+        found += (r"(cls_|distillation_)?classifier\.(weight|bias)", r"decoder\..*")
+    return found
 
 
-def _siglip_pool(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> str:
-    has_head = config.get("vision_use_head", True)
+def _pool(kind: str, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> str:
+    if "siglip" not in kind:
+        return "gap" if kind == "ijepa" else "token"
+    has_head = config["vision_use_head"]
     return "gap" if "classifier.weight" in shapes or not has_head else "map"
 
 
@@ -138,6 +196,7 @@ def model_type(fields: Fields) -> str | None:
         and not fields.get("qk_norm")
         and fields.get("final_norm", "tokens") == "tokens"
         and isinstance(fields["patch_size"], int)
+        and not fields.get("class_token")
     )
     if not plain:
         return None
@@ -171,17 +230,33 @@ _CLASSES: dict[str, tuple[str, ...]] = {
     "siglip": ("SiglipVisionModel", "SiglipForImageClassification"),
 }
 ARCHITECTURES = tuple(sorted({name for pair in _CLASSES.values() for name in pair}))
-# What `transformers` leaves out of a vision_config that says nothing else.
-_SIGLIP_DEFAULTS: dict[str, Any] = {
+# What `transformers` takes where a config.json, or a vision_config in it, says nothing.
+_DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
     "image_size": 224,
     "patch_size": 16,
-    "hidden_act": "gelu_pytorch_tanh",
-    "layer_norm_eps": 1e-6,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "vision_use_head": True,
+    "layerscale_value": 1.0,
+    "use_swiglu_ffn": False,
+    "num_register_tokens": 4,
 }
+
+
+def _defaults(kind: str) -> dict[str, Any]:
+    if "siglip" in kind:
+        own = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+        return {**_DEFAULTS, **own}
+    if kind.startswith("dinov2"):
+        patch = 16 if kind == "dinov2_with_registers" else 14
+        return {**_DEFAULTS, "layer_norm_eps": 1e-6, "patch_size": patch}
+    if kind == "vit_msn":
+        return {**_DEFAULTS, "layer_norm_eps": 1e-6}
+    return _DEFAULTS
 
 
 def config(
@@ -272,11 +347,6 @@ def preprocessor(
         "image_mean": list(mean),
         "image_std": list(std),
     }
-
-
-def _on_two(shape: Shape, width: int) -> bool:
-    """Whether a head sees two vectors: dinov2's sees the patches' mean too."""
-    return shape[1] == 2 * width
 
 
 def _pair(size: int | list[int]) -> tuple[int, int]:

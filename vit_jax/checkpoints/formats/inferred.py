@@ -18,12 +18,20 @@ class Inferred(NamedTuple):
       patches: that the parameters are for; None where any number will do.
       pixels: height and width of the part of the image that makes a patch.
       grid: rows and columns of patches, where the checkpoint says them.
+      guesses: what is not certain, as sentences that say how to say otherwise.
     """
 
     fields: Fields
     patches: int | None
     pixels: tuple[int, int]
     grid: tuple[int, ...] | None = None
+    guesses: tuple[str, ...] = ()
+
+    def if_fits(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """The size if the parameters can be for it."""
+        height, width = self.pixels
+        patches = (size[0] // height) * (size[1] // width)
+        return size if self.patches in (None, patches) else None
 
     def image_size(self, given: tuple[int, int] | None) -> tuple[int, int]:
         """(height, width) of the images that the parameters are for.
@@ -84,20 +92,57 @@ def kernel_of(size: tuple[int, ...]) -> int | tuple[int, int]:
     return height if height == width else (height, width)
 
 
-def heads_of_width(width: int, depth: int, mlp_dim: int) -> int:
+# (width, depth, mlp_dim) of timm's models whose heads are not of 64 channels or whose
+# size has no name here, and how many they have.
+_HEADS = {
+    (64, 6, 192): 2,
+    (64, 8, 192): 2,
+    (256, 14, 1280): 4,
+    (320, 14, 1792): 5,
+    (512, 12, 2048): 8,
+    (640, 12, 2560): 10,
+    (768, 8, 2304): 8,
+    (832, 21, 2176): 13,
+    (896, 12, 3584): 14,
+    (896, 18, 2304): 14,
+    (1536, 40, 6144): 16,
+    (1536, 40, 8192): 24,
+}
+
+
+def heads_of(width: int, depth: int, mlp_dim: int) -> tuple[int, str | None]:
     """The number of heads, where a format does not store it.
 
-    Of a published size its own; else of 64 channels each.
+    Of a published size its own; else that of the size with the same layers but another
+    number of them; else of 64 channels each.
 
-    >>> heads_of_width(768, 12, 3072), heads_of_width(1280, 32, 5120)
-    (12, 16)
+    Args:
+      width: of the tokens.
+      depth: number of layers.
+      mlp_dim: rows of the MLP's first kernel: both halves of a SwiGLU.
+
+    Returns:
+      The number, and for a guess a sentence that says so.
+
+    Raises:
+      UserError: if the width does not even allow a guess.
+
+    >>> heads_of(768, 12, 3072), heads_of(1280, 32, 5120)
+    ((12, None), (16, None))
+    >>> heads_of(128, 4, 256)
+    (2, 'guessed 2 heads of 64 channels: num_heads=N says another number')
     """
-    for size in models.SIZES.values():
-        if size[:3] == (width, depth, mlp_dim):
-            return size[3]
-    if width % 64:
+    sizes = {size[:3]: size[3] for size in models.SIZES.values()} | _HEADS
+    if (width, depth, mlp_dim) in sizes:
+        return sizes[width, depth, mlp_dim], None
+    alike = {h for (w, _, m), h in sizes.items() if (w, m) == (width, mlp_dim)}
+    if not alike and width % 64:
         raise UserError(
             f"the format does not say how many heads a width of {width} has: give "
             "num_heads="
         )
-    return width // 64
+    heads = alike.pop() if alike else width // 64
+    return heads, (
+        f"guessed {heads} heads of {width // heads} channels: num_heads=N says another "
+        "number"
+    )

@@ -95,6 +95,25 @@ def to_heads(parts: int = 1) -> Layout:
     )
 
 
+def to_heads_without_bias(parts: int) -> Layout:
+    """Projections to heads as `to_heads` has them, and zeros for their biases."""
+    kernels = to_heads(parts)
+
+    def write(arrays: Sequence[np.ndarray]) -> np.ndarray:
+        if any(bias.any() for bias in arrays[parts:]):
+            raise UserError("biases that are not zero, where the format has none")
+        return kernels.write(arrays[:parts])
+
+    return Layout(
+        kernels.shape,
+        lambda a, s: [
+            *kernels.read(a, s[:parts]),
+            *(np.zeros(shape, a.dtype) for shape in s[parts:]),
+        ],
+        write,
+    )
+
+
 def to_heads_bias(parts: int = 1) -> Layout:
     """Their biases, [h, k] each: theirs [h k], stacked if several."""
     return Layout(

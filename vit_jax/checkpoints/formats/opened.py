@@ -11,21 +11,24 @@ import jax
 import numpy as np
 
 from vit_jax import models
-from vit_jax.checkpoints.formats import huggingface, published, timm
-from vit_jax.checkpoints.formats.containers import (
-    MAX_HEADER,
-    Tensors,
-    broken,
-    open_tensors,
+from vit_jax.checkpoints.formats import (
+    families,
+    huggingface,
+    metadata,
+    published,
+    timm,
+    timm_config,
 )
 from vit_jax.checkpoints.formats.inferred import Fields, Inferred
 from vit_jax.checkpoints.formats.layouts import Entry, Shape
+from vit_jax.checkpoints.formats.state_dicts import StateDict, open_state_dict
+from vit_jax.checkpoints.formats.tensors import MAX_HEADER, Tensors, broken
 from vit_jax.errors import UserError
 from vit_jax.sharding import path_name
 from vit_jax.state import abstract_params
 
 # What timm's files may hold that no model of ours has.
-_TIMM_IGNORED = (r"mask_token", r"(.*\.)?num_batches_tracked")
+_TIMM_IGNORED = (r"mask_token|masked_embed", r"(.*\.)?num_batches_tracked")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,11 +60,13 @@ class Opened:
       image_size: (height, width) that the parameters are for.
       preprocessing: of the images; None where the checkpoint does not say.
       label_names: of the classes; None where it does not say.
-      tensors: of the file, by its own names.
+      tensors: of the network in it, by the names that it gives them.
+      beside: other tensors in the same dict of the file.
       entries: what maps to what, by their names. Each of our parameters stands once.
       missing: our parameters that the file does not have.
       left_over: names of the file that no parameter of ours takes.
-      ignored: those of them that every model of the kind has and does not need.
+      ignored: names that are known to be no part of the network.
+      said: what was chosen of the file, left out or assumed; for the user.
     """
 
     path: Path
@@ -71,33 +76,43 @@ class Opened:
     preprocessing: Preprocessing | None
     label_names: tuple[str, ...] | None
     tensors: Tensors
+    beside: Tensors
     entries: dict[str, Entry]
     shapes: dict[str, Shape]
     missing: tuple[str, ...]
     left_over: tuple[str, ...]
     ignored: tuple[str, ...]
+    said: tuple[str, ...]
 
     def check_complete(self, allow: Collection[str] = ()) -> None:
         """Refuses what is missing or left over.
 
         Args:
-          allow: patterns (`re.fullmatch`) of names, ours or theirs, to allow.
+          allow: patterns (`re.fullmatch`) of names to allow: theirs that are left over,
+            ours of biases that are missing. What else is missing has no substitute.
 
         Raises:
           UserError: that names the first few.
         """
-        for names, what in (
-            (self.missing, "lacks"),
-            (self.left_over, "has, and the model has no place for,"),
-        ):
-            names = [n for n in names if not any(re.fullmatch(a, n) for a in allow)]
-            if names:
-                more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-                raise UserError(
-                    f"{self.path} {what} {', '.join(names[:5])}{more}: it may be "
-                    "incomplete, or of another model; to go on all the same, allow "
-                    "these names"
+        missing = [n for n in self.missing if not (_is_bias(n) and _any(allow, n))]
+        if missing:
+            advice = ""
+            if all(map(_is_bias, missing)):
+                advice = (
+                    "; if it was trained without these biases, allow their names, and "
+                    "they are zeros"
                 )
+            raise UserError(
+                f"{self.path} lacks {_first_of(missing)}: it may be incomplete, or of "
+                f"another model{advice}"
+            )
+        left_over = [n for n in self.left_over if not _any(allow, n)]
+        if left_over:
+            raise UserError(
+                f"{self.path} has, and the model has no place for, "
+                f"{_first_of(left_over)}: it may be of another model; to go on all the "
+                "same, allow these names"
+            )
 
     def read(
         self,
@@ -116,6 +131,8 @@ class Opened:
 
         Raises:
           UserError: for an array of a wrong shape, not of numbers, or not finite.
+
+        Biases that are missing are zeros: a layer without one computes the same.
         """
         entries = [
             entry
@@ -131,6 +148,9 @@ class Opened:
             done += _bytes(self.tensors, entry)
             if progress is not None:
                 progress(done, total)
+        for path in filter(_is_bias, self.missing):
+            if wanted is None or path in wanted:
+                params[path] = convert(path, np.zeros(self.shapes[path], np.float32))
         return params
 
     def _read_entry(self, entry: Entry) -> dict[str, np.ndarray]:
@@ -163,7 +183,7 @@ class Opened:
     def table(self) -> list[tuple[str, str, str]]:
         """What maps to what: their name, its shape, and our paths or what happens."""
         rows = []
-        for name, tensor in self.tensors.items():
+        for name, tensor in (*self.tensors.items(), *self.beside.items()):
             shape = str(list(tensor.shape))
             if name in self.entries:
                 rows.append((name, shape, ", ".join(self.entries[name].ours)))
@@ -171,6 +191,19 @@ class Opened:
                 place = "ignored" if name in self.ignored else "LEFT OVER"
                 rows.append((name, shape, place))
         return rows + [("MISSING", str(list(self.shapes[p])), p) for p in self.missing]
+
+
+def _is_bias(path: str) -> bool:
+    return path.endswith("/bias")
+
+
+def _any(patterns: Collection[str], name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _first_of(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,24 +242,35 @@ def open_checkpoint(
     *,
     image_size: tuple[int, int] | None = None,
     model: Mapping[str, Any] | None = None,
+    weights: str | None = None,
+    as_others: bool = False,
 ) -> Opened:
     """Reads the index of other people's checkpoint and finds out what model it is.
 
     Args:
-      path: a .npz, .safetensors, .pth or .bin file, or a directory with config.json.
+      path: a .npz or .safetensors file, one of `torch.save` (.pth, .pt, .bin, .ckpt,
+        .pth.tar), or a directory with config.json.
       image_size: (height, width), where the format does not say and it is no square.
       model: fields of the model that win over what is inferred, such as `num_heads`.
+      weights: which of several in a file of `torch.save`; see `open_state_dict`.
+      as_others: reads it as another program does, without what vit_jax wrote of it.
 
     Raises:
       UserError: if it is none of the formats, broken, or of an unknown model.
     """
     if path.is_dir():
-        return _open_directory(path, image_size, model or {})
-    return _open(path, open_tensors(path), {}, image_size, model or {})
+        return _open_directory(path, image_size, model or {}, weights, as_others)
+    found = open_state_dict([path], weights=weights)
+    about = None if as_others else metadata.find(path)
+    return _open(path, found, {}, image_size, model or {}, about)
 
 
 def _open_directory(
-    path: Path, image_size: tuple[int, int] | None, model: Mapping[str, Any]
+    path: Path,
+    image_size: tuple[int, int] | None,
+    model: Mapping[str, Any],
+    weights: str | None,
+    as_others: bool,
 ) -> Opened:
     """A directory as `save_pretrained` or timm's hub writes it."""
     if not (path / "config.json").exists():
@@ -235,13 +279,11 @@ def _open_directory(
             "Hugging Face or timm, with config.json"
         )
     config = _read_json(path / "config.json")
-    tensors: Tensors = {}
-    for file in _weight_files(path):
-        for name, tensor in open_tensors(file).items():
-            if name in tensors:
-                raise broken(file, f"{name} is in two files")
-            tensors[name] = tensor
-    return _open(path, tensors, config, image_size, model)
+    found = open_state_dict(
+        _weight_files(path), weights=weights, named="model_type" not in config
+    )
+    about = None if as_others else metadata.find(path)
+    return _open(path, found, config, image_size, model, about)
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -277,21 +319,32 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _open(
     path: Path,
-    tensors: Tensors,
+    found: StateDict,
     config: Mapping[str, Any],
     image_size: tuple[int, int] | None,
     given: Mapping[str, Any],
+    about: metadata.About | None,
 ) -> Opened:
-    theirs = {name: tensor.shape for name, tensor in tensors.items()}
+    known = dict(given)
+    if about is not None:  # a head may have been cut off or put on since
+        of_ours = {k: v for k, v in about.model.items() if k != "num_classes"}
+        known = {**of_ours, **given}
+    theirs = {name: tensor.shape for name, tensor in found.tensors.items()}
     try:
-        format_, inferred, entries_of, ignored = _recognize(path, theirs, config)
+        format_, inferred, entries_of, patterns = _recognize(
+            path, theirs, config, known
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
-            f"{path}: cannot tell which model it is; {type(error).__name__}: {error}"
+            f"{path}: cannot tell which model it is: {what}. It may be incomplete, or "
+            "of a family that is not known here"
         ) from error
-    fields = {**inferred.fields, **given}
+    fields = {**inferred.fields, **known}
+    if image_size is None and about is not None:
+        image_size = inferred.if_fits(about.image_size)
     size = inferred.image_size(image_size)
     shapes = shapes_of(fields, size)
     entries, covered = {}, set()
@@ -300,8 +353,13 @@ def _open(
             entries[entry.theirs] = entry
             covered |= set(entry.ours)
     rest = [name for name in theirs if name not in entries]
-    beside = [n for n in rest if any(re.fullmatch(p, n) for p in ignored)]
+    ignored = [n for n in rest if _any(patterns, n)]
+    ignored += found.ignored
+    left_out = [*rest, *found.beside]
     preprocessing, labels = _around(path, config)
+    if about is not None:
+        labels = about.label_names or labels
+        preprocessing = preprocessing or Preprocessing(mean=about.mean, std=about.std)
     return Opened(
         path=path,
         format=format_,
@@ -309,12 +367,14 @@ def _open(
         image_size=size,
         preprocessing=preprocessing,
         label_names=labels,
-        tensors=tensors,
+        tensors=found.tensors,
+        beside=found.beside,
         entries=entries,
         shapes=shapes,
         missing=tuple(p for p in shapes if p not in covered),
-        left_over=tuple(n for n in rest if n not in beside),
-        ignored=tuple(beside),
+        left_over=tuple(n for n in left_out if n not in ignored),
+        ignored=tuple(ignored),
+        said=(*found.said, *inferred.guesses),
     )
 
 
@@ -322,37 +382,40 @@ EntriesOf = Callable[[Fields, Mapping[str, Shape]], Sequence[Entry]]
 
 
 def _recognize(
-    path: Path, theirs: Mapping[str, Shape], config: Mapping[str, Any]
+    path: Path,
+    theirs: Mapping[str, Shape],
+    config: Mapping[str, Any],
+    known: Mapping[str, Any],
 ) -> tuple[str, Inferred, EntriesOf, Sequence[str]]:
     """The format, the model, what maps to what, and what may be left over."""
     if "model_type" in config:
-        inferred = huggingface.infer(config, theirs)
+        inferred = huggingface.infer(config, theirs, known)
         kind = config["model_type"]
         prefix = huggingface.prefix_of(theirs, kind)
         return (
             "huggingface",
             inferred,
-            lambda fields, _: huggingface.entries(fields, kind, prefix),
-            huggingface.ignored(theirs),
-        )
-    if timm.recognizes(theirs):
-        return (
-            "timm",
-            timm.infer(theirs),
-            lambda fields, _: timm.entries(fields, theirs),
-            _TIMM_IGNORED,
+            lambda fields, _: huggingface.entries(fields, kind, prefix, theirs),
+            huggingface.ignored(theirs, known),
         )
     names = published.find_names(theirs)
     if names is None:
-        first = ", ".join(list(theirs)[:4]) or "nothing"
-        raise UserError(
-            f"{path} is of no model that is known here: it holds {first}, ..."
+        families.refuse(theirs)
+    if timm.recognizes(theirs):
+        return (
+            "timm",
+            timm_config.complete(theirs, config, known),
+            lambda fields, _: timm.entries(fields, theirs),
+            _TIMM_IGNORED,
         )
+    if names is None:
+        first = ", ".join(list(theirs)[:4]) or "nothing"
+        raise UserError(f"it is of no model that is known here: it holds {first}, ...")
     ours = published.ours_shapes(names, theirs)
     style = "big_vision" if names.style == "big_vision" else "npz"
     return (
         style,
-        published.infer(ours),
+        published.infer(ours, known),
         lambda _, shapes: published.entries(names, shapes, theirs),
         (r"(?!.*img/).*(txt/.*|/t|/b)", r"opt/.*", r"extra/.*") if names.prefix else (),
     )
@@ -378,6 +441,8 @@ def _around(
             labels = tuple(str(names[str(i)]) for i in range(len(names)))
         except KeyError:
             labels = None
+    if timm_config.is_timm(config):
+        labels = timm_config.label_names(config)
     if isinstance(config.get("pretrained_cfg"), dict):
         return _timm_preprocessing(config["pretrained_cfg"]), labels
     if path.is_dir() and (path / "preprocessor_config.json").exists():

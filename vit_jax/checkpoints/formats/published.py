@@ -8,7 +8,7 @@ Linen counts each kind (`LayerNorm_1`, `MlpBlock_0`), as we do.
 
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from vit_jax.checkpoints.formats.inferred import Fields, Inferred, count, kernel_of
 from vit_jax.checkpoints.formats.layouts import (
@@ -96,18 +96,19 @@ def find_prefix(shapes: Mapping[str, Shape]) -> str | None:
     return None
 
 
-def infer(shapes: Mapping[str, Shape]) -> Inferred:
+def infer(shapes: Mapping[str, Shape], known: Mapping[str, Any]) -> Inferred:
     """The fields of the model that arrays by our own paths are of.
 
     GELU is the tanh approximation, as in all JAX code that wrote such files.
 
     Args:
       shapes: by our paths, looped layers.
+      known: fields that are said elsewhere, and win.
     """
     if "MixerBlock_0/token_mixing/Dense_0/kernel" in shapes:
-        return _infer_mixer(shapes)
+        return _infer_mixer(shapes, known)
     if "norm-pre-head/scale" in shapes:
-        return _infer_resnet(shapes)
+        return _infer_resnet(shapes, known)
     block = "Transformer/encoderblock_0"
     attention = f"{block}/MultiHeadDotProductAttention_0"
     if f"{attention}/query/kernel" not in shapes:
@@ -136,6 +137,8 @@ def infer(shapes: Mapping[str, Shape]) -> Inferred:
         fields["layer_scale"] = 1e-5
     if "MAPHead_0/probe" in shapes:
         fields["pool"] = "map"
+    fields |= known
+    fields["class_token"] = "cls" in shapes and fields["pool"] != "token"
     if "Transformer/registers" in shapes:
         fields["registers"] = shapes["Transformer/registers"][1]
     if "dist" in shapes:
@@ -161,7 +164,7 @@ def infer(shapes: Mapping[str, Shape]) -> Inferred:
     return Inferred(fields, patches, (height * stride, width * stride))
 
 
-def _infer_mixer(shapes: Mapping[str, Shape]) -> Inferred:
+def _infer_mixer(shapes: Mapping[str, Shape], known: Mapping[str, Any]) -> Inferred:
     patch = kernel_of(shapes["stem/kernel"][:2])
     assert isinstance(patch, int)
     block = "MixerBlock_0"
@@ -177,10 +180,10 @@ def _infer_mixer(shapes: Mapping[str, Shape]) -> Inferred:
     }
     if "head/kernel" in shapes:
         fields["num_classes"] = shapes["head/kernel"][-1]
-    return Inferred(fields, tokens, (patch, patch))
+    return Inferred({**fields, **known}, tokens, (patch, patch))
 
 
-def _infer_resnet(shapes: Mapping[str, Shape]) -> Inferred:
+def _infer_resnet(shapes: Mapping[str, Shape], known: Mapping[str, Any]) -> Inferred:
     stages = count(shapes, r"block(\d+)/", start=1)
     fields: Fields = {
         "name": "resnet",
@@ -191,7 +194,7 @@ def _infer_resnet(shapes: Mapping[str, Shape]) -> Inferred:
     }
     if "head/kernel" in shapes:
         fields["num_classes"] = shapes["head/kernel"][-1]
-    return Inferred(fields, None, (1, 1))
+    return Inferred({**fields, **known}, None, (1, 1))
 
 
 def ours_of(names: Names, theirs: str) -> str | None:

@@ -1,7 +1,8 @@
 """Our parameters as the files of other libraries.
 
-Whatever is written is read back and compared, bit for bit. What a format cannot say is
-refused: a file that another library would read as another model is worse than none.
+Whatever is written is read back and compared, bit for bit, and says of the model what
+weights do not tell. What a format cannot say to the library that it is of is refused: a
+file that another library would read as another model is worse than none.
 """
 
 import contextlib
@@ -16,7 +17,13 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.checkpoints.adapt import with_table
-from vit_jax.checkpoints.formats import huggingface, published, timm
+from vit_jax.checkpoints.formats import (
+    huggingface,
+    metadata,
+    published,
+    timm,
+    timm_config,
+)
 from vit_jax.checkpoints.formats.containers import write_safetensors
 from vit_jax.checkpoints.formats.layouts import Entry
 from vit_jax.checkpoints.formats.opened import Opened, open_checkpoint, shapes_of
@@ -39,6 +46,11 @@ _POSEMBS: dict[str, tuple[str, ...]] = {
 }
 
 
+# What a format says to every reader.
+_SAID_BY_ALL = ("pool", "class_token", "final_norm", "registers", "mlp", "gelu")
+_SAID_BY_ALL += ("distilled",)
+
+
 def write_checkpoint(
     path: Path,
     to: Format,
@@ -49,22 +61,25 @@ def write_checkpoint(
     mean: Sequence[float],
     std: Sequence[float],
     label_names: Sequence[str] | None = None,
+    loss: str = "softmax_xent",
     allow: Collection[str] = (),
 ) -> Opened:
     """Writes a checkpoint, reads it back and compares it.
 
     Args:
       path: a new file that ends in .npz or .safetensors, or a new directory for
-        "huggingface".
+        "huggingface" and "timm".
       to: "npz", as the paper's authors publish; "big_vision", the same with `params/`
-        and Linen's names; "timm", a state dict; "huggingface", a directory for
-        `from_pretrained`.
+        and Linen's names; "timm", a directory for `create_model("local-dir:...")`, or a
+        state dict alone where the path ends in .safetensors; "huggingface", a directory
+        for `from_pretrained`.
       model: keywords of `models.create`.
       params: by path, layers in a loop, float32.
       image_size: (height, width).
       mean: of the channels, for Hugging Face; and `std`.
       std: likewise.
-      label_names: of the classes, for Hugging Face.
+      label_names: of the classes.
+      loss: that the model was trained with.
       allow: fields of the model that may be lost, such as "gelu".
 
     Returns:
@@ -73,16 +88,9 @@ def write_checkpoint(
     Raises:
       UserError: if the format cannot say what the model is, or the path is taken.
     """
-    suffix = {"timm": ".safetensors", "huggingface": ""}.get(to, ".npz")
-    if path.suffix != suffix and to != "huggingface":
-        raise UserError(f"{path}: a checkpoint for {to} ends in {suffix}")
+    is_directory = _is_directory(path, to)
     built: Any = models.create(**model)
-    for key, granted in _GRANTED[to].items():
-        if hasattr(built, key) and getattr(built, key) != granted and key not in allow:
-            raise UserError(
-                f"{to} cannot say model.{key}={getattr(built, key)}: its readers take "
-                f"{granted} for granted. Allow it ({key}) if yours do not"
-            )
+    _refuse_granted(built, to, is_directory=is_directory, allow=allow)
     posemb = getattr(built, "posemb", "learn")
     fields = fields_of(built)
     if posemb == "sincos2d" and posemb not in _POSEMBS[to]:
@@ -98,23 +106,78 @@ def write_checkpoint(
     shapes = {
         e.theirs: e.layout.shape([params[p].shape for p in e.ours]) for e in entries
     }
+    about = metadata.About(
+        model=fields,
+        image_size=image_size,
+        mean=tuple(mean),
+        std=tuple(std),
+        label_names=None if label_names is None else tuple(label_names),
+        loss="sigmoid_xent" if loss == "sigmoid_xent" else "softmax_xent",
+    )
+    of_ours = {metadata.KEY: about.as_text()}
     with in_one_piece(path) as temporary:
-        if to == "timm":
-            write_safetensors(temporary, arrays, shapes)
-        elif to == "huggingface":
+        file = temporary
+        if is_directory:
             temporary.mkdir()
-            write_safetensors(temporary / "model.safetensors", arrays, shapes)
+            file = temporary / "model.safetensors"
+        if to in ("timm", "huggingface"):
+            write_safetensors(file, arrays, shapes, metadata=of_ours)
+        else:
+            with open(file, "wb") as opened:
+                made = {name: make() for name, make in arrays.items()}
+                np.savez(opened, **made)  # type: ignore[arg-type]
+            metadata.add_to_npz(file, about)
+        if to == "timm" and is_directory:
+            config = timm_config.write(
+                fields,
+                image_size,
+                pretrained_cfg=timm_config.pretrained_cfg(fields, about),
+                label_names=label_names,
+            )
+            (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        elif to == "huggingface":
             config = huggingface.config(fields, image_size, label_names)
             (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            about = huggingface.preprocessor(image_size, mean, std)
-            text = json.dumps(about, indent=2) + "\n"
+            processor = huggingface.preprocessor(image_size, mean, std)
+            text = json.dumps(processor, indent=2) + "\n"
             (temporary / "preprocessor_config.json").write_text(text)
-        else:
-            with open(temporary, "wb") as file:
-                made = {name: make() for name, make in arrays.items()}
-                np.savez(file, **made)  # type: ignore[arg-type]
         compare(temporary, fields, image_size, params)
-    return open_checkpoint(path, image_size=image_size, model=_hints(fields))
+    return open_checkpoint(path)
+
+
+def _is_directory(path: Path, to: Format) -> bool:
+    """Whether the path names a directory.
+
+    Raises:
+      UserError: if it has another ending than files of the format.
+    """
+    if to == "huggingface":
+        return True
+    suffix = ".safetensors" if to == "timm" else ".npz"
+    if to == "timm" and not path.suffix:
+        return True
+    if path.suffix != suffix:
+        more = ", or in nothing: a directory with config.json" if to == "timm" else ""
+        raise UserError(f"{path}: a checkpoint for {to} ends in {suffix}{more}")
+    return False
+
+
+def _refuse_granted(
+    built: Any, to: Format, *, is_directory: bool, allow: Collection[str]
+) -> None:
+    """Refuses what the format's other readers would take to be something else."""
+    for key, granted in _GRANTED[to].items():
+        is_said = to == "timm" and key == "gelu" and hasattr(built, "mlp")
+        if (is_directory and is_said) or key in allow or not hasattr(built, key):
+            continue
+        if getattr(built, key) != granted:
+            instead = ""
+            if is_said:
+                instead = ". A directory says it: give DST without an ending"
+            raise UserError(
+                f"{to} cannot say model.{key}={getattr(built, key)}: its readers take "
+                f"{granted} for granted. --allow={key} if yours do not{instead}"
+            )
 
 
 @contextlib.contextmanager
@@ -164,7 +227,7 @@ def fields_of(built: Any) -> dict[str, Any]:
 
 
 def _hints(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What a reader cannot find in some format, though it matters to nobody else."""
+    """What other readers are told in another way, or take for granted."""
     keys = ("num_heads", "gelu", "layer_norm_epsilon", "layer_scale")
     keys += ("standardization", "group_norm_epsilon")
     return {key: fields[key] for key in keys if key in fields}
@@ -187,7 +250,7 @@ def entries_of(
             )
         has_head = any(path.startswith("head/") for path in params)
         prefix = huggingface.PREFIXES[kind] if has_head else ""
-        found = huggingface.entries(dict(fields), kind, prefix)
+        found = huggingface.entries(dict(fields), kind, prefix, {})
     elif to == "npz":
         names = published.Names(style="published", bit=fields["name"] == "resnet")
         found = published.entries(names, shapes, {})
@@ -222,23 +285,33 @@ def compare(
 ) -> None:
     """Reads a checkpoint back: the same model, and the same bits.
 
+    Twice: as others read it, who know nothing of what vit_jax says of it, and with no
+    more than what is written.
+
     Raises:
       UserError: if another model would be read from it.
     """
-    opened = open_checkpoint(path, image_size=image_size, model=_hints(fields))
-    opened.check_complete()
-    if opened.shapes != shapes_of(fields, image_size):
+    for_others = open_checkpoint(
+        path, image_size=image_size, model=_hints(fields), as_others=True
+    )
+    for_others.check_complete()
+    if for_others.shapes != shapes_of(fields, image_size):
         raise UserError(
-            f"{opened.format} would be read as another model: {opened.model}"
+            f"{for_others.format} would be read as another model: {for_others.model}"
         )
-    built = models.create(**opened.model)
-    again, wanted = fields_of(built), dict(fields)
-    for key in ("pool", "final_norm", "registers", "mlp", "gelu", "distilled"):
+    again, wanted = fields_of(models.create(**for_others.model)), dict(fields)
+    for key in _SAID_BY_ALL:
         if key in wanted and again[key] != wanted[key]:
             raise UserError(
-                f"{opened.format} cannot say model.{key}={wanted[key]}: it would be "
-                f"read as {again[key]}"
+                f"{for_others.format} cannot say model.{key}={wanted[key]}: it would be"
+                f" read as {again[key]}"
             )
+    opened = open_checkpoint(path)
+    opened.check_complete()
+    again = fields_of(models.create(**opened.model))
+    differ = [k for k in again if k not in metadata.TRAINING and again[k] != wanted[k]]
+    if differ or opened.image_size != image_size:
+        raise AssertionError(f"{differ} came back as {opened.model}")
 
     def check(name: str, array: np.ndarray) -> None:
         if array.tobytes() != np.ascontiguousarray(params[name]).tobytes():

@@ -44,6 +44,7 @@ class Entry:
         label: how the label is computed; None: it is the feature `label_key`.
         pixels: what is done to the pixels first.
         group: of VTAB's tasks.
+        files: what `vit_jax.data.prepare` makes it of, as its arguments.
     """
 
     stored_as: str
@@ -61,6 +62,7 @@ class Entry:
     label: Derived | None = None
     pixels: Callable[[np.ndarray], np.ndarray] | None = None
     group: Literal["Natural", "Specialized", "Structured"] | None = None
+    files: str | None = None
 
     def named_splits(self, sizes: Mapping[str, int]) -> dict[str, str]:
         """The splits that are expressions of the stored ones, whose sizes these are."""

@@ -68,6 +68,8 @@ ENTRIES = {
         stored={"train": 1_281_167, "validation": 50_000, "test": 100_000},
         access=f"{_IMAGENET}; the test split has no labels",
         source=f"{_TFDS}imagenet2012",
+        files="train=ILSVRC2012_img_train.tar validation=ILSVRC2012_img_val.tar "
+        "--labels=ILSVRC2012_devkit_t12.tar.gz",
     ),
     # TFDS has no builder: `vit_jax.data.prepare` makes it, or any other writer of
     # TFDS's format, with one label an image or several. The paper counts two classes
@@ -78,6 +80,7 @@ ENTRIES = {
         stored={"train": 14_197_122},
         access=_IMAGENET,
         source="fall 2011: arXiv:2010.11929, section 4.1; arXiv:2104.10972",
+        files="train=FOLDER_OF_TAR_FILES",
     ),
     "imagenet21k_winter21": Entry(
         stored_as="imagenet21k_winter21",
@@ -85,6 +88,7 @@ ENTRIES = {
         stored={"train": 13_153_500},
         access=_IMAGENET,
         source="winter 2021, as those who hold it count it",
+        files="train=winter21_whole.tar",
     ),
     "imagenet2012_real": Entry(
         stored_as="imagenet2012_real",

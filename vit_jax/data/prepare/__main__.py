@@ -10,6 +10,8 @@ Writes DIR/NAME/1.0.0, a dataset that TFDS and vit_jax read. A SOURCE is
                        and .csv.gz too
   [SPLIT=]FILE.parquet, or a folder of them, as Hugging Face writes: images in the file
 
+  --data_dir=DIR         where datasets are, as config.data.data_dir
+  --name=NAME            of the new one, as config.data.name
   --labels=FILE          of images in no class folder: a class on each line, in the
                          order of the names; or IMAGE CLASS; or the development kit of
                          ILSVRC-2012, ILSVRC2012_devkit_t12.tar.gz
@@ -24,7 +26,7 @@ Writes DIR/NAME/1.0.0, a dataset that TFDS and vit_jax read. A SOURCE is
   --file_format=array_record   or tfrecord
   --num_shards=N         files a split; else one for each 256 MiB
   --num_workers=N        processes; else one a core
-  --version=1.0.0
+  --version=1.0.0        of the dataset
 
 Killed, it goes on where it was when the same command is given again. What it found is
 listed beside the records: undecodable.jsonl, duplicates.jsonl, reencoded.jsonl.
@@ -96,15 +98,7 @@ def parse(argv: Sequence[str]) -> Options:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns its exit code, see `vit_jax.errors`."""
-    if "--help" in argv:
-        print(__doc__)
-        return 0
-    try:
-        prepare(parse(argv[1:]))
-    except errors.Stop as stop:
-        print(f"{stop.label}: {stop}", file=sys.stderr)
-        return stop.exit_code
-    return 0
+    return flags.run(__doc__, argv[1:], lambda: prepare(parse(argv[1:])))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ from vit_jax.data.prepare.items import Items, Labels, join
 from vit_jax.data.prepare.sources import Part
 from vit_jax.errors import UserError
 
-# Of the order of records: the same for every dataset, and no run's own.
-_ORDER = sampler.random_bits(np.uint64(0x7072657061726564), 0)
 _SPLIT = re.compile(r"[A-Za-z][\w-]*")
 _NAMED = 10  # at most so many classes are named in a message
 
@@ -148,5 +146,4 @@ def _in_order(items: Items, split: str) -> Items:
             f"{items.where(first)} and in {items.where(second)}; rename one, or leave "
             "out a source."
         )
-    n = len(items)
-    return items.take(by_name[sampler.permute(np.arange(n), n, key=_ORDER)])
+    return items.take(sampler.fixed_order(items.names))

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2")
 # A larger label is no number of a class: an identifier, or a slip.
 MOST_CLASSES = 1_000_000
 _MAX_OPEN_FILES = 64
@@ -145,16 +144,6 @@ def join(parts: Sequence[Items]) -> Items:
         np.concatenate([p.times for p in parts]),
         labels,
     )
-
-
-def is_image(name: str) -> bool:
-    """Whether a path looks like an image that is not hidden.
-
-    >>> is_image("a/1.JPEG"), is_image("a/._1.jpg"), is_image("a/notes.txt")
-    (True, False, False)
-    """
-    base = name.rpartition("/")[2]
-    return base[:1] != "." and base.lower().endswith(IMAGES)
 
 
 class Reader:

@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
+from vit_jax.data.decode import is_image
 from vit_jax.data.prepare import csv_rows, labels, tables
-from vit_jax.data.prepare.items import Items, Labels, in_container, is_image
+from vit_jax.data.prepare.items import Items, Labels, in_container
 from vit_jax.errors import UserError
 
 _COMPRESSED: dict[str, Callable[..., Any]] = {

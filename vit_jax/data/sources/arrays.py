@@ -1,15 +1,18 @@
 """Images that lie in memory, all of one size."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from vit_jax.data import holdout, splits
 from vit_jax.data.crop import Crop, cut
 from vit_jax.data.splits import Range
 from vit_jax.errors import UserError
 
 _FINGERPRINT_IMAGES = 64
+_MANY_CLASSES = 1000  # more than this, and more than records, are no class numbers
 
 
 class ArraySource:
@@ -18,6 +21,8 @@ class ArraySource:
     Attributes:
         images: uint8 [n, h, w, c] with c = 1 (grey) or 3 (RGB).
         ranges: which records of which split these are, in order.
+        implied_classes: one more than the largest class number of all splits; None
+            where it cannot be a number of classes.
         See `base.Source` for the others.
     """
 
@@ -32,6 +37,8 @@ class ArraySource:
         name: str,
         num_classes: int | None,
         label_names: tuple[str, ...] | None = None,
+        implied_classes: int | None = None,
+        notes: tuple[str, ...] = (),
     ):
         """Joins the records of `ranges`; images[i] and labels[i] are a whole split's.
 
@@ -42,6 +49,8 @@ class ArraySource:
             name: for messages.
             num_classes: where known.
             label_names: where known.
+            implied_classes: see above.
+            notes: see `base.Source`.
 
         Raises:
             UserError: unequal lengths, or of a shape or type that is not images.
@@ -62,6 +71,7 @@ class ArraySource:
         self.multi_hot = self._labels.ndim == 2
         self.num_classes = self._labels.shape[1] if self.multi_hot else num_classes
         self.label_names = label_names
+        self.implied_classes, self.notes = implied_classes, notes
         self.fingerprint = self._digest()
 
     def __len__(self) -> int:
@@ -91,6 +101,86 @@ class ArraySource:
         digest.update(self.images[some].tobytes())
         digest.update(self._labels.tobytes())
         return digest.hexdigest()[:16]
+
+
+class Loaded(NamedTuple):
+    """One split.
+
+    Attributes:
+        images: uint8 [n, h, w] or [n, h, w, c].
+        labels: integers [n] or multi-hot [n, k].
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def open_arrays(
+    split: str,
+    existing: Sequence[str],
+    load: Callable[[str], Loaded],
+    *,
+    name: str,
+    held_out: float,
+    labels: Sequence[np.ndarray],
+    label_names: tuple[str, ...] | None = None,
+) -> ArraySource:
+    """The records of a split, in the order in which they lie, and so are slices.
+
+    Args:
+        split: see `splits`; also by another name, such as val for validation.
+        existing: the splits; none where all records lie together.
+        load: reads one of them, or "".
+        name: for messages.
+        held_out: see `holdout`; 0 is nothing.
+        labels: of all splits: they say how many classes there are.
+        label_names: where known.
+
+    Raises:
+        UserError: there is no such split, or see `ArraySource`.
+    """
+    holdout.check_effect(held_out, existing, name)
+    loaded, notes = dict[str, Loaded](), list[str]()
+    wanted = splits.split_names(split)
+    for wanted_name in wanted:
+        place = holdout.place(wanted_name, existing, held_out)
+        if place is None:
+            continue
+        part = load(place.split)
+        notes += holdout.note(name, wanted_name, place)
+        if place.held is not None and len(part.images) == len(part.labels):
+            names = [b"%d" % i for i in range(len(part.labels))]
+            held = holdout.choose(part.labels, names, held_out)
+            notes.append(f"{name}: {holdout.describe(held, held_out)}")
+            rows = held == place.held
+            part = Loaded(part.images[rows], part.labels[rows])
+        loaded[wanted_name] = part
+    sizes = dict.fromkeys(existing or ("train", "test"), 0)
+    sizes |= {n: len(part.images) for n, part in loaded.items()}
+    try:
+        ranges = splits.resolve(split, sizes, where=name)
+    except UserError as e:
+        hint = "" if held_out else holdout.advice(wanted, existing)
+        raise UserError(f"{e}{hint}") from e
+    return ArraySource(
+        [loaded[r.name].images for r in ranges],
+        [loaded[r.name].labels for r in ranges],
+        ranges=ranges,
+        name=name,
+        num_classes=None if label_names is None else len(label_names),
+        label_names=label_names,
+        implied_classes=_implied_classes(labels),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _implied_classes(labels: Sequence[np.ndarray]) -> int | None:
+    if any(array.ndim != 1 or array.dtype.kind not in "iu" for array in labels):
+        return None
+    classes = 1 + max((int(array.max()) for array in labels if len(array)), default=-1)
+    # Years, say, or numbers of articles: nobody wants a head of 2,026 classes.
+    few = classes <= max(_MANY_CLASSES, sum(map(len, labels)))
+    return classes if classes > 0 and few else None
 
 
 def _join(parts: list[np.ndarray]) -> np.ndarray:

@@ -1,14 +1,17 @@
 """What a source is, and which module opens which name."""
 
 import os
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
+from vit_jax.data import holdout
 from vit_jax.data.crop import Crop
 from vit_jax.errors import UserError
 
 BUILT_IN = ("fashion_mnist_mini", "folder", "idx", "npz", "array_record", "mixture")
+HOLDS_OUT = ("folder", "idx", "npz")  # what people put there themselves
 
 
 class Source(Protocol):
@@ -21,6 +24,7 @@ class Source(Protocol):
         multi_hot: whether a label is a float32 vector [k], not one class.
         fingerprint: digest of what the records are, the same wherever they lie.
         in_memory: whether `read` costs nothing to speak of.
+        notes: what a user should know of how the records were found.
     """
 
     name: str
@@ -29,6 +33,7 @@ class Source(Protocol):
     multi_hot: bool
     fingerprint: str
     in_memory: bool
+    notes: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
@@ -62,8 +67,15 @@ def open_source(
     split: str,
     image_key: str | None = None,
     label_key: str | None = None,
+    held_out: float | None = None,
 ) -> Source:
     """Opens `split` of a dataset; see `vit_jax.data.make` for the names."""
+    holdout.check(held_out)
+    if held_out is not None and name not in HOLDS_OUT:
+        raise UserError(
+            f"config.data.holdout={held_out:g} has no effect with config.data.name="
+            f'"{name}"; set it to None, and slice: --config.data.split="train[:90%]"'
+        )
     if name in BUILT_IN and name != "array_record":
         for key, value, default in (
             ("image_key", image_key, "image"),
@@ -106,11 +118,11 @@ def open_source(
     if name == "folder":
         from vit_jax.data.sources import folder
 
-        return folder.open_folder(data_dir, split)
+        return folder.open_folder(data_dir, split, held_out)
     if name == "idx":
         from vit_jax.data.sources import idx
 
-        return idx.open_idx(data_dir, split)
+        return idx.open_idx(data_dir, split, held_out)
     if name == "array_record":
         from vit_jax.data.sources import sharded
 
@@ -119,7 +131,33 @@ def open_source(
         )
     from vit_jax.data.sources import npz
 
-    return npz.open_npz(data_dir, split)
+    return npz.open_npz(data_dir, split, held_out)
+
+
+def lacks_test(name: str, data_dir: str | None, wanted: Sequence[str]) -> bool:
+    """Whether there is data to train on, but not all test splits among `wanted`.
+
+    False where that cannot be told: then opening the data says why.
+    """
+    if name not in HOLDS_OUT or data_dir is None or "://" in data_dir:
+        return False
+    data_dir = os.path.expanduser(data_dir)
+    try:
+        if name == "folder":
+            from vit_jax.data.sources import folder
+
+            existing = folder.split_folders(data_dir, wanted)
+        elif name == "idx":
+            from vit_jax.data.sources import idx
+
+            existing = idx.split_files(data_dir)
+        else:
+            from vit_jax.data.sources import npz
+
+            existing = npz.split_keys(data_dir)
+    except UserError:
+        return False
+    return holdout.lacks_test(wanted, existing)
 
 
 def _local(data_dir: str) -> str:

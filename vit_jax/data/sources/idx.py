@@ -13,8 +13,7 @@ import zlib
 import numpy as np
 
 from vit_jax.data import splits
-from vit_jax.data.sources.arrays import ArraySource
-from vit_jax.data.splits import Range
+from vit_jax.data.sources.arrays import ArraySource, Loaded, open_arrays
 from vit_jax.errors import UserError
 
 _PREFIXES = {"train": "train", "test": "t10k"}
@@ -61,35 +60,46 @@ def open_fashion_mnist_mini(split: str) -> ArraySource:
     )
 
 
-def open_idx(data_dir: str, split: str) -> ArraySource:
+def open_idx(data_dir: str, split: str, held_out: float | None = None) -> ArraySource:
     """A folder of {train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]; t10k is "test".
 
     Raises:
         UserError: a file that is missing, cut short or not IDX.
     """
+    existing = split_files(data_dir)
+    labelled = [n for n in existing if _find(data_dir, f"{_PREFIXES[n]}-labels")]
+
+    def load(name: str) -> Loaded:
+        file = _find(data_dir, f"{_PREFIXES[name]}-images")
+        assert file is not None
+        return Loaded(read_idx(file, ndim=3), _read_labels(data_dir, name))
+
+    return open_arrays(
+        split,
+        existing,
+        load,
+        name=data_dir,
+        held_out=held_out or 0.0,
+        labels=[_read_labels(data_dir, name) for name in labelled],
+    )
+
+
+def split_files(data_dir: str) -> list[str]:
+    """The splits whose images are there."""
     if not os.path.isdir(data_dir):
         raise UserError(f'config.data.data_dir="{data_dir}" is not a folder.')
-    files = {s: _find(data_dir, f"{p}-images") for s, p in _PREFIXES.items()}
-    images = {s: read_idx(file, ndim=3) for s, file in files.items() if file}
-    if not images:
+    existing = [s for s, p in _PREFIXES.items() if _find(data_dir, f"{p}-images")]
+    if not existing:
         raise UserError(
             f"{data_dir} has no train-images-idx3-ubyte[.gz] and no "
             "t10k-images-idx3-ubyte[.gz]; config.data.data_dir must be the folder of "
             "the IDX files."
         )
-    sizes = {s: len(x) for s, x in images.items()}
-    ranges = splits.resolve(split, sizes, where=data_dir)
-    return ArraySource(
-        [images[r.name] for r in ranges],
-        [_read_labels(data_dir, r) for r in ranges],
-        ranges=ranges,
-        name=data_dir,
-        num_classes=None,
-    )
+    return existing
 
 
-def _read_labels(data_dir: str, part: Range) -> np.ndarray:
-    prefix = _PREFIXES[part.name]
+def _read_labels(data_dir: str, split: str) -> np.ndarray:
+    prefix = _PREFIXES[split]
     file = _find(data_dir, f"{prefix}-labels")
     if file is None:
         raise UserError(

@@ -47,6 +47,7 @@ class MixtureSource:
         known = [s.label_names for s in self._sources if s.label_names is not None]
         self.label_names = known[0] if known else None
         self.in_memory = all(source.in_memory for source in self._sources)
+        self.notes = tuple(note for source in self._sources for note in source.notes)
         described = [(s.fingerprint, str(w)) for s, w in self._pairs()]
         self.fingerprint = hashlib.sha256(repr(described).encode()).hexdigest()[:16]
 
@@ -106,6 +107,7 @@ def open_part(
     split: str | None = None,
     image_key: str | None = None,
     label_key: str | None = None,
+    holdout: float | None = None,
 ) -> Part:
     """Opens one dataset of a mixture.
 
@@ -118,6 +120,7 @@ def open_part(
         split: of it; default: as `config.data.split`.
         image_key: see `vit_jax.data.make`.
         label_key: likewise.
+        holdout: likewise; what is held out of a part is not trained on.
     """
     source = open_source(
         name=name,
@@ -125,6 +128,7 @@ def open_part(
         split=default_split if split is None else split,
         image_key=image_key,
         label_key=label_key,
+        held_out=holdout,
     )
     return Part(source, weight)
 

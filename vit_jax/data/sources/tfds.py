@@ -39,6 +39,7 @@ class TfdsSource:
     """Records of a prepared TFDS dataset. See `base.Source`."""
 
     in_memory = False
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -214,6 +215,21 @@ def _keys(
     return image_key or entry.image_key, name.partition(":")[0]
 
 
+def _how_to_prepare(name: str, root: str) -> str:
+    """The command that makes a dataset that is not there."""
+    prepare = "python -m vit_jax.data.prepare"
+    entry = catalog.find(name)
+    if entry is not None and entry.files is not None:
+        return (
+            f"{prepare} {entry.files} --data_dir={root} --name={entry.stored_as}, with "
+            f"the files of its owners ({entry.access})"
+        )
+    return (
+        f"of your own files by {prepare}, else by tensorflow_datasets.builder"
+        f'("{name}", data_dir="{root}").download_and_prepare()'
+    )
+
+
 def _find(name: str, root: str) -> str:
     """The folder with dataset_info.json of a dataset."""
     match = _NAME.fullmatch(name)
@@ -237,9 +253,7 @@ def _find(name: str, root: str) -> str:
         raise UserError(
             f'config.data.name="{name}": no such dataset in {root} ({there}); '
             f"{did_you_mean(match['name'], (*BUILT_IN, *datasets))}. It must be "
-            "prepared before: of your own files by python -m vit_jax.data.prepare, "
-            "else by tensorflow_datasets.builder"
-            f'("{name}", data_dir="{root}").download_and_prepare().'
+            f"prepared before: {_how_to_prepare(name, root)}."
         )
     folder = os.path.join(root, match["name"])
     configs = [f for f in _folders(folder) if not _VERSION.fullmatch(f)]

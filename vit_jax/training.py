@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shlex
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,24 +15,35 @@ from vit_jax import (
     metrics,
     preemption,
     progress,
+    provenance,
     workdirs,
 )
 from vit_jax.bad_examples import BadExamples
-from vit_jax.checkpoints import Checkpoints, adapt
-from vit_jax.errors import NonFiniteLossError, Preempted, UserError
+from vit_jax.checkpoints import Checkpoints, adapt, takeover
+from vit_jax.errors import BadExample, NonFiniteLossError, Preempted, UserError
 from vit_jax.evaluators import Result, records
 from vit_jax.observer import Observer, Scalars, Tracer
 from vit_jax.run import Run
 from vit_jax.state import TrainState, init_state
 from vit_jax.timing import RunClock
 
+# Called by the first process once nothing can be refused any more; see `train_from`.
+Begin = Callable[[Run, int, list[str]], None]
 
-def train_and_evaluate(workdir: epath.Path, config: dict[str, Any]) -> None:
+
+def train_and_evaluate(
+    workdir: epath.Path, config: dict[str, Any], begin: Begin | None = None
+) -> Scalars:
     """Trains to the end, or until it is stopped; goes on where `workdir` left off.
 
     Args:
       workdir: of this run, new or not.
       config: complete, as `vit_jax.config.load` makes it.
+      begin: called with the run, its step and its hosts just before it compiles, on the
+        first process.
+
+    Returns:
+      On the first process the results of the last step by name.
 
     Raises:
       UserError: before anything is compiled, if something in the config or in the
@@ -40,11 +52,30 @@ def train_and_evaluate(workdir: epath.Path, config: dict[str, Any]) -> None:
       Preempted: after a signal, once the state is saved.
     """
     clock = RunClock(workdir)
-    with distributed.agreed():
-        lock = workdirs.lock(workdir) if distributed.is_first() else None
-    with distributed.agreed():
-        run = Run(**config)
-        run.check_data()
+    with contextlib.ExitStack() as lock:
+        with distributed.agreed():
+            if distributed.is_first():
+                lock.enter_context(workdirs.held(workdir))
+        with distributed.agreed():
+            run = Run(**config)
+            run.check_data()
+        train_saved(workdir, config, run, clock, begin)
+        if not distributed.is_first():
+            return {}
+        results = summarize(workdir, run, clock.seconds())
+        for warning in run.warnings():  # by now the first of these has scrolled away
+            print(f"WARNING: {warning}", flush=True)
+        return results
+
+
+def train_saved(
+    workdir: epath.Path,
+    config: dict[str, Any],
+    run: Run,
+    clock: RunClock,
+    begin: Begin | None,
+) -> None:
+    """Trains with checkpoints, and says where the run stands if it is ended."""
     # Leaving it waits for a save that is under way, whatever ends the run.
     with Checkpoints(
         workdir / "checkpoints", config, run.stream, **run.checkpoint
@@ -52,11 +83,18 @@ def train_and_evaluate(workdir: epath.Path, config: dict[str, Any]) -> None:
         saved.check_best(run.result_names())
         try:
             state = preemption.wait(first_state, run, saved)
-            train_from(state, workdir, config, run, saved, clock)
+            train_from(state, workdir, config, run, saved, clock, begin)
         except Preempted:
             saved.wait()
             where = where_it_stands(saved, workdir)
             raise Preempted(f"{where}; run the same command to go on") from None
+        except BadExample as error:
+            if distributed.alone():  # else it is this process alone that knows
+                saved.wait()
+            raise UserError(
+                f"{error} {where_it_stands(saved, workdir)}; the same command goes on "
+                "from there, with that flag or once the file is replaced"
+            ) from error
         except NonFiniteLossError as error:
             saved.wait()
             raise NonFiniteLossError(
@@ -64,10 +102,6 @@ def train_and_evaluate(workdir: epath.Path, config: dict[str, Any]) -> None:
                 "end in the same way: lower config.optim.learning_rate, lengthen its "
                 "warmup_steps, or set clip_norm"
             ) from None
-    if distributed.is_first():
-        summarize(workdir, run, clock.seconds())
-    if lock is not None:
-        lock.close()
 
 
 def train_from(
@@ -77,11 +111,15 @@ def train_from(
     run: Run,
     saved: Checkpoints,
     clock: RunClock,
+    begin: Begin | None = None,
 ) -> None:
     """Compiles, opens the logs and trains."""
+    hosts = distributed.gather(provenance.host())
     with distributed.agreed():
         saved.check_space(run.abstract_state)
         if distributed.is_first():
+            if begin is not None:
+                begin(run, saved.position.step, hosts)
             workdirs.write_config(workdir, config)
             if (names := run.dataset.label_names) is not None:
                 text = json.dumps(names, indent=0, ensure_ascii=False) + "\n"
@@ -230,20 +268,29 @@ def pretrained(run: Run, initial: Any) -> Any:
     assert run.init_from is not None
     path = workdirs.absolute(run.init_from)
     with distributed.agreed():
-        source = adapt.read_weights(path, progress=progress.of_reading(path))
-        arrays, said = adapt.adapt(
-            source,
-            {**run.model_fields, "num_classes": run.num_classes},
-            run.dataset.image_size,
-            head="keep" if initial is None else run.init_head,
-            posemb=run.init_posemb,
+        source = adapt.read_weights(
+            path, weights=run.init_weights, progress=progress.of_reading(path)
         )
+        fields = {**run.model_fields, "num_classes": run.num_classes}
+        try:
+            arrays, said = adapt.adapt(
+                source,
+                fields,
+                run.dataset.image_size,
+                head="keep" if initial is None else run.init_head,
+                posemb=run.init_posemb,
+            )
+        except UserError as error:
+            if differing := takeover.model_flags(source, fields):
+                raise UserError(
+                    f"{error}\nThe model of {path} is had with\n  "
+                    + " ".join(differing)
+                ) from error
+            raise
     here = (run.dataset.mean, run.dataset.std)
-    if source.normalization not in (None, here):
-        mean, std = source.normalization
+    if differing := takeover.normalization_flags(source, here):
         said.append(
-            f"its images had config.data.mean={mean} and std={std}; this config has "
-            f"{here[0]} and {here[1]}"
+            f"its images were normalised otherwise: {' '.join(differing)} does the same"
         )
     if distributed.is_first():
         print(f"Starts from {path}.", *said, sep="\n  ", flush=True)
@@ -288,18 +335,22 @@ def observe(
     )
 
 
-def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> None:
+def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> Scalars:
     """Evaluates `config.init_from` if it is set, else the workdir's own weights.
 
+    A workdir that was itself fine-tuned from `config.init_from` is evaluated, and not
+    what it began with.
+
     Results are printed and written to `workdir/evals/NAME-STEP.json`, or, of weights
-    that are no run's, to `workdir/evals/NAME-FILE.json`.
+    that are no run's, to `workdir/evals/NAME-FILE.json`; only printed where the workdir
+    cannot be written.
+
+    Returns:
+      On the first process the results by name.
 
     Raises:
       UserError: as in `train_and_evaluate`; if there is nothing to evaluate.
     """
-    with distributed.agreed():
-        if distributed.is_first():
-            workdirs.check_writable(workdir)
     with distributed.agreed():
         # It may be gone, and is not asked.
         untaught = {**config["distill"], "teacher": None}
@@ -307,35 +358,65 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> None:
         if not run.evaluators:
             raise UserError("--evaluate_only: config.evals is empty, nothing to do")
         run.check_data(train=False)
-        source = workdir
-        if run.init_from is not None:
-            source = workdirs.absolute(run.init_from)
-        if run.init_from is None or checkpoints.is_run(source):
+        source = what_to_evaluate(workdir, run)
+        if source == workdir or checkpoints.is_run(source):
             directory = checkpoints.choose(source)
             params = checkpoints.read_params(directory, run.abstract_state.params)
         else:
             directory, params = source, pretrained(run, None)
+    writes = False
+    if distributed.is_first():
+        for note in run.notes():
+            print(note, flush=True)
+        print(f"Evaluates {directory}.", flush=True)
+        writes = can_write(workdir)
+    found: Scalars = {}
     try:
         preemption.wait(run.compile_evaluators)
         distributed.gather("")  # from here on a signal stops all at the same batch
         for evaluator in run.evaluators:
             result = evaluator.run(params, run.votes.check)
             if distributed.is_first():
-                tell_result(workdir, directory, evaluator.name, result)
+                found |= result.scalars
+                place = workdir if writes else None
+                tell_result(place, directory, evaluator.name, result)
     except Preempted:
         again = "what is not written above is lost: run the command again"
         raise Preempted(again) from None
+    return {name: float(value) for name, value in found.items()}
+
+
+def what_to_evaluate(workdir: epath.Path, run: Run) -> epath.Path:
+    """The run or the weights that `evaluate_only` is about."""
+    if run.init_from is None:
+        return workdir
+    stored = workdirs.read_config(workdir)
+    began_there = "init_from" in stored and stored["init_from"] == run.init_from
+    if began_there and checkpoints.is_run(workdir):
+        return workdir
+    return workdirs.absolute(run.init_from, of="--config.init_from")
+
+
+def can_write(workdir: epath.Path) -> bool:
+    """Whether results can be written; says if not."""
+    try:
+        workdirs.check_writable(workdir)
+    except UserError as error:
+        print(f"Results are printed, not written: {error.__cause__}.", flush=True)
+        return False
+    return True
 
 
 def tell_result(
-    workdir: epath.Path, directory: epath.Path, name: str, result: Result
+    workdir: epath.Path | None, directory: epath.Path, name: str, result: Result
 ) -> None:
     """Prints what an evaluation found and writes it to `workdir/evals`."""
     for key, value in result.scalars.items():
-        print(f"{key}: {value}")
-    about = {"checkpoint": str(directory)}
-    path = records.write(workdir, name, directory.name, result, about)
-    print(f"written to {path}", flush=True)
+        print(f"{key}: {value}", flush=True)
+    if workdir is not None:
+        about = {"checkpoint": str(directory)}
+        path = records.write(workdir, name, directory.name, result, about)
+        print(f"written to {path}", flush=True)
 
 
 def announce(workdir: epath.Path, run: Run, saved: Checkpoints, overview: str) -> None:
@@ -348,6 +429,8 @@ def announce(workdir: epath.Path, run: Run, saved: Checkpoints, overview: str) -
         f"{run.dataset.num_examples:,} training images, {run.num_classes} classes; "
         f"{run.total_steps:,} steps of {run.batch_size} on {run.mesh.size} x {device} "
         f"({axes}).\n"
+        + "".join(f"{note}\n" for note in run.notes())
+        + "".join(f"WARNING: {warning}\n" for warning in run.warnings())
         + (f"Goes on from step {step}. " if step else "")
         + "".join(f"Note: {note}.\n" for note in saved.notes)
         + f"Compiling; logs go to {workdir}.",
@@ -363,8 +446,12 @@ def where_it_stands(saved: Checkpoints, workdir: epath.Path) -> str:
     return f"{workdir} is saved at step {step}"
 
 
-def summarize(workdir: epath.Path, run: Run, seconds: float) -> None:
-    """The last words: results, where things are, what to try next."""
+def summarize(workdir: epath.Path, run: Run, seconds: float) -> Scalars:
+    """The last words: results, where things are, what to try next.
+
+    Returns:
+      The last line of metrics.jsonl, without its step and times.
+    """
     path = workdir / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     last = lines[-1] if lines else {}
@@ -388,3 +475,8 @@ def summarize(workdir: epath.Path, run: Run, seconds: float) -> None:
         # Of the parent: runs then have their names, and stand beside their neighbours.
         next_command=f"tensorboard --logdir={shlex.quote(str(workdir.parent))}",
     )
+    return {
+        name: float(value)
+        for name, value in last.items()
+        if name != "step" and not name.startswith("timing/")
+    }

@@ -1,0 +1,111 @@
+"""What all commands share: help for every flag, output that cannot fail, mistakes."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests import cli
+from vit_jax import __main__ as commands
+from vit_jax import __version__, flags
+from vit_jax.errors import UserError
+
+
+def command(name: str):
+    """The function main(argv) of a command, which takes no program's name if ours."""
+    place = f"vit_jax.{name}"
+    if name in ("data.prepare", "data.catalog"):
+        place += ".__main__"
+    if name == "launch.sweep":
+        place += ".command"
+    return importlib.import_module(place).main
+
+
+def call(name: str, *argv: str) -> int | str | None:
+    """The exit code of a command that runs in this process."""
+    try:
+        if name.startswith("launch."):
+            return flags.run(None, argv, lambda: command(name)(argv))
+        return command(name)([name, *argv])
+    except SystemExit as end:  # argparse, after its help
+        return end.code
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_help_has_a_text_for_every_flag(name: str, capsys, monkeypatch) -> None:
+    known: list[str] = []
+    add = flags.Parser.add_argument
+
+    def noted(self, *names, **kwargs):
+        known.extend(n for n in names if n.startswith("--"))
+        return add(self, *names, **kwargs)
+
+    monkeypatch.setattr(flags.Parser, "add_argument", noted)
+    assert call(name, "-h") == 0
+    text = capsys.readouterr().out
+    assert call(name, "--help") == 0
+    assert capsys.readouterr().out == text
+    assert f"python -m vit_jax.{name}" in text
+    call(name, "--nothing_like_it=1")  # so that a flag of ours is made
+    capsys.readouterr()
+    below = text.partition("\n")[2]
+    for flag in known:
+        assert re.search(rf"(?<!\S){flag}\b", below), flag
+    # Of argparse: a flag without a text stands alone, with nothing below it.
+    for alone in re.findall(r"^  (--\w+)[^\n]*\n(?=  --|\n|\Z)", text, re.M):
+        assert re.search(rf"^  {alone}.*  \S", text, re.M), alone
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_a_flag_that_there_is_not_is_one_message(name: str, capsys) -> None:
+    assert call(name, "--verson=1") == 2
+    assert capsys.readouterr().err.startswith("error: --verson=1 is not a flag")
+    assert call(name, "--version") == 0
+    assert capsys.readouterr().out == f"vit_jax {__version__}\n"
+
+
+def test_overrides_are_taken_out() -> None:
+    argv = ["--config=a.py", "--config.a.b=c=d", "--config.c", "-1", "x"]
+    expected = ["--config=a.py", "x"], [("a.b", "c=d"), ("c", "-1")]
+    assert flags.split_overrides(argv) == expected
+    for wrong in (["--config.a"], ["--config.a", "--config.b=1"]):
+        with pytest.raises(UserError, match=r"has no value: give --config\.a=VALUE"):
+            flags.split_overrides(wrong)
+
+
+def test_an_empty_flag_is_an_unset_variable() -> None:
+    parser = flags.Parser()
+    parser.add_argument("--workdir")
+    with pytest.raises(UserError, match="--workdir= is empty"):
+        parser.parse(["--workdir="])
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", code],
+        env={**os.environ, "PYTHONPATH": str(cli.ROOT), **environment},
+        cwd=cli.ROOT,
+        capture_output=True,
+    )
+
+
+def test_output_that_nobody_reads_is_no_traceback() -> None:
+    for module in ("vit_jax.main", "vit_jax.launch.local"):
+        done = run(f"{sys.executable} -m {module} --help | true")
+        assert done.stderr == b""
+        assert done.returncode in (0, 141)
+
+
+def test_output_of_another_encoding_is_no_traceback() -> None:
+    """What ASCII cannot say is printed as escapes, and so is what is not UTF-8."""
+    command = (
+        rf"{sys.executable} -m vit_jax.main --config=$'\xff\xc3\xa9.py' --workdir=x"
+    )
+    for encoding in ("ascii", "utf-8", "latin-1"):
+        done = run(command, PYTHONIOENCODING=encoding)
+        assert done.returncode == 2
+        assert done.stderr.startswith(b"error: --config=\\udcff"), done.stderr
+        assert done.stderr.count(b"\n") == 1

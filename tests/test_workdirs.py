@@ -1,0 +1,107 @@
+"""Which directories a run may be in, and what is left of one that never began."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from etils import epath
+
+from tests import cli
+from vit_jax import workdirs
+from vit_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("", "--workdir= is empty (an unset variable of the shell?): give a path"),
+        ("  ", "is empty"),
+        ("s3://b/run", "--workdir=s3://b/run: paths are local or begin with gs://"),
+        ("foo://b/run", "mount foo://, or copy what is there"),
+        ("https://a.b/w", "download it, and give the file's path"),
+        ("caf\udce9", r"'--workdir=caf\udce9': the path is not UTF-8; rename it"),
+        ("a\0b", "the path is not UTF-8"),
+    ],
+)
+def test_paths_that_cannot_be(path: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        workdirs.absolute(path, of="--workdir")
+
+
+def test_paths_in_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert (
+        workdirs.absolute("~/a") == workdirs.absolute("a") == epath.Path(tmp_path) / "a"
+    )
+    assert os.fspath(workdirs.absolute("gs://b/ü")) == "gs://b/ü"
+
+
+def test_a_workdir_in_use_names_who_uses_it(tmp_path: Path) -> None:
+    """Another process holds it; when that is gone it is free again."""
+    code = (
+        "import sys; from etils import epath; from vit_jax import workdirs\n"
+        "lock = workdirs.lock(epath.Path(sys.argv[1])); print('held', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "w")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(cli.ROOT)},
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=f"in use by process {holder.pid} on "):
+            workdirs.lock(epath.Path(tmp_path / "w"))
+        holder.kill()
+    workdirs.lock(epath.Path(tmp_path / "w")).close()
+
+
+def fail_in(workdir: Path, *made: str) -> None:
+    def work() -> None:
+        with workdirs.held(epath.Path(workdir)):
+            for name in made:
+                path = workdir / name
+                path.mkdir() if name == "checkpoints" else path.write_text("")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+
+
+def test_what_fails_before_it_began_leaves_nothing(tmp_path: Path) -> None:
+    fail_in(tmp_path / "a" / "b" / "w", "checkpoints")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "w").mkdir()  # it was there before
+    fail_in(tmp_path / "w")
+    assert list(tmp_path.iterdir()) == [tmp_path / "w"]
+    assert list((tmp_path / "w").iterdir()) == []
+    fail_in(tmp_path / "w", "metrics.jsonl")
+    names = {path.name for path in (tmp_path / "w").iterdir()}
+    assert names == {".lock", "metrics.jsonl"}
+    fail_in(tmp_path / "w")  # of a run that has begun nothing is taken
+    assert {path.name for path in (tmp_path / "w").iterdir()} == names
+
+
+def test_the_lock_is_of_the_file_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for a lock whose file is removed meanwhile takes the new file."""
+    workdir = epath.Path(tmp_path)
+    flock = workdirs.fcntl.flock
+
+    def removed_first(*args: int) -> None:
+        monkeypatch.setattr(workdirs.fcntl, "flock", flock)
+        (tmp_path / ".lock").unlink()
+        flock(*args)
+
+    monkeypatch.setattr(workdirs.fcntl, "flock", removed_first)
+    with (
+        workdirs.lock(workdir),
+        pytest.raises(UserError, match=f"process {os.getpid()} on"),
+    ):
+        workdirs.lock(workdir)

@@ -1,0 +1,1 @@
+"""Other people's checkpoints, a module for each library: read, named anew, written."""

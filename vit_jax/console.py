@@ -1,0 +1,99 @@
+"""What a run prints, kept in `workdir/log.txt` too."""
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from vit_jax.errors import Stop
+
+LOG = "log.txt"
+# For what only a progress bar shows: the lines of training on a terminal.
+lines = logging.getLogger("vit_jax.console")
+lines.setLevel(logging.INFO)
+lines.propagate = False
+lines.addHandler(logging.NullHandler())
+
+
+class Log:
+    """Text that is kept in memory until it has a file."""
+
+    def __init__(self) -> None:
+        self._file: TextIO = io.StringIO()
+
+    def open(self, path: str | os.PathLike[str]) -> None:
+        """Appends what was written, and what will be, to a file.
+
+        A log that cannot be written never ends a run: it is left out.
+        """
+        before = self._file
+        assert isinstance(before, io.StringIO)
+        with contextlib.suppress(OSError):
+            self._file = open(  # noqa: SIM115 (closed by `close`)
+                path, "a", buffering=1, encoding="utf-8", errors="backslashreplace"
+            )
+            self.write(before.getvalue())
+
+    def write(self, text: str) -> None:
+        try:
+            self._file.write(text)
+        except OSError:  # the disk is full
+            self._file = open(os.devnull, "w")  # noqa: SIM115
+
+    def flush(self) -> None:
+        """For `logging`: lines are written at once."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+class _Tee:
+    """A stream whose text goes into a log too."""
+
+    def __init__(self, stream: Any, log: Log) -> None:
+        self._stream, self._log = stream, log
+
+    def write(self, text: str) -> int:
+        self._log.write(text)
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[Log]:
+    """Copies what is printed and warned of meanwhile, and the error at the end.
+
+    Yields:
+      The log, which needs an `open` to become a file.
+    """
+    log, stdout = Log(), sys.stdout
+    handler = logging.StreamHandler(log)
+    root = logging.getLogger()
+    handlers: list[logging.Handler] = [handler]
+    if not root.handlers:  # a handler would silence Python's last resort
+        handlers.append(logging.StreamHandler())
+    for each in handlers:
+        root.addHandler(each)
+    lines.addHandler(handler)
+    sys.stdout = _Tee(stdout, log)
+    try:
+        yield log
+    except BaseException as error:
+        if isinstance(error, Stop):
+            log.write(f"{error.label}: {error}\n")
+        else:
+            log.write("".join(traceback.format_exception(error)))
+        raise
+    finally:
+        sys.stdout = stdout
+        lines.removeHandler(handler)
+        for each in handlers:
+            root.removeHandler(each)
+        log.close()

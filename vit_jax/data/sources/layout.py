@@ -1,0 +1,165 @@
+"""How a folder of images is laid out: which folders are splits, which are classes.
+
+SPLIT/CLASS/IMAGE, or CLASS/IMAGE, either inside of one folder more; images may lie at
+any depth below a class. Links are followed, hidden names are left out.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+from vit_jax.data import splits
+from vit_jax.data.decode import is_image
+from vit_jax.errors import UserError
+
+# What macOS and network drives put beside images, with copies or pieces of them.
+_JUNK = ("__MACOSX", "@eaDir")
+_NAMED = 5  # at most so many folders are named in a message
+
+HIDDEN, NO_CLASS, DEAD_LINK = "hidden", "in no class folder", "links to nothing"
+
+
+class Layout(NamedTuple):
+    """Where the splits and classes are.
+
+    Attributes:
+        root: under the folder that was given, "" for that itself; it holds the split
+            folders, or the class folders.
+        splits: names of the split folders; none where there are class folders only.
+    """
+
+    root: str
+    splits: tuple[str, ...]
+
+
+def find(data_dir: str, wanted: Sequence[str]) -> Layout:
+    """Tells split folders from class folders.
+
+    A folder is a split if it has the name of one that is wanted, or one that splits
+    usually have, and holds class folders.
+
+    Raises:
+        UserError: there is no such folder, or it looks like splits of unknown names.
+    """
+    if not os.path.isdir(data_dir):
+        raise UserError(f'config.data.data_dir="{data_dir}" is not a folder.')
+    root = ""
+    while True:
+        path = os.path.join(data_dir, root)
+        names = folders(path)
+        called = [n for n in names if n in wanted or splits.purpose(n)]
+        with_classes = [n for n in called if folders(os.path.join(path, n))]
+        if called and (with_classes or called == names):
+            return Layout(root, tuple(names))
+        inner = _only_folder(path, names)
+        if inner is None:
+            _check_classes(path, names)
+            return Layout(root, ())
+        root = os.path.join(root, inner)
+
+
+def _only_folder(path: str, names: Sequence[str]) -> str | None:
+    """The folder that holds all the others, such as "images"; None if there is none."""
+    if any(loose_images(os.path.join(path, n)) for n in names):
+        return None
+    holds = [n for n in names if next(_walk(os.path.join(path, n)), None) is not None]
+    return holds[0] if len(holds) == 1 else None
+
+
+def _check_classes(path: str, names: Sequence[str]) -> None:
+    """Refuses no folders at all, and folders that hold the same ones, as splits do."""
+    if not names:
+        raise UserError(
+            f"{path} has no folders; expected SPLIT/CLASS/IMAGE or CLASS/IMAGE, such "
+            f"as {os.path.join(path, 'train', 'cat', '1.jpg')}."
+        )
+    inside = [os.path.join(path, n) for n in names]
+    shared = set.intersection(*(set(folders(inner)) for inner in inside))
+    if len(names) > 1 and shared and not any(map(loose_images, inside)):
+        raise UserError(
+            f"{path} has the folders {named(names)}, and each of them has "
+            f"{named(sorted(shared))}. If the first are splits, name one, such as "
+            f"config.data.split={names[0]}; if they are classes, put them into a "
+            "folder called train."
+        )
+
+
+def named(names: Sequence[str]) -> str:
+    r"""The first of some names, fit to be printed.
+
+    >>> named(["caf\udce9", "tea"])
+    'caf\\xe9, tea'
+    """
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(printable(name) for name in names[:_NAMED]) + more
+
+
+def printable(path: str) -> str:
+    """A path whose bytes may not be UTF-8, with these as backslashes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def folders(path: str) -> list[str]:
+    """The sorted names of the folders in a folder, links to folders too."""
+    with _scan(path) as entries:
+        return sorted(e.name for e in entries if _counts(e.name) and e.is_dir())
+
+
+def loose_images(path: str) -> int:
+    """How many images lie in a folder of class folders, hence in no class."""
+    with _scan(path) as entries:
+        return sum(is_image(e.name) and e.is_file() for e in entries)
+
+
+def images(path: str) -> tuple[list[str], Counter[str]]:
+    """The images below a folder, at any depth.
+
+    Returns:
+        Paths under `path`, sorted; and how many other files there are of each kind.
+    """
+    found, left_out = [], Counter[str]()
+    for name, kind in _walk(path):
+        if kind is None:
+            found.append(name)
+        else:
+            left_out[kind] += 1
+    return sorted(found), left_out
+
+
+def _walk(
+    root: str, inside: str = "", above: tuple[tuple[int, int], ...] = ()
+) -> Iterator[tuple[str, str | None]]:
+    """(path under root, None for an image, else what kind of other file it is)."""
+    path = os.path.join(root, inside)
+    status = os.stat(path)
+    here = (status.st_dev, status.st_ino)
+    if here in above:  # a link to a folder that it lies in
+        return
+    with _scan(path) as entries:
+        for entry in entries:
+            name = os.path.join(inside, entry.name)
+            if not _counts(entry.name):
+                yield name, HIDDEN
+            elif entry.is_dir():
+                yield from _walk(root, name, (*above, here))
+            elif not entry.is_file():
+                yield name, DEAD_LINK
+            else:
+                yield name, None if is_image(entry.name) else _kind(entry.name)
+
+
+def _kind(name: str) -> str:
+    return printable(os.path.splitext(name)[1].lower()) or "without an extension"
+
+
+def _counts(name: str) -> bool:
+    return name[0] != "." and name not in _JUNK
+
+
+def _scan(path: str) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
+    try:
+        return os.scandir(path)
+    except OSError as e:
+        raise UserError(f"{printable(path)} cannot be read: {e.strerror}.") from e
