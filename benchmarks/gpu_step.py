@@ -8,7 +8,7 @@ steps on the GPU against five on the CPU. Then each row of the table: a contende
 process of its own that waits while the other is measured, and the rounds take turns, so
 that a slow spell of the card hits both. A step is forward pass, backward pass, clipping
 and AdamW on one batch of 224 px and 1,000 classes; ours is the one that
-`vit_jax.train` runs, timm's has autocast, channels_last, SDPA, fused AdamW and
+`vit_jax.training` runs, timm's has autocast, channels_last, SDPA, fused AdamW and
 `torch.compile`. Shares are of the card's peak for dense bfloat16 products, a step being
 6 times the multiply-adds of its forward pass in FLOPs.
 
@@ -143,7 +143,7 @@ class Contender(Protocol):
 
 
 class VitJax:
-    """Our step, as `vit_jax.train` runs it."""
+    """Our step, as `vit_jax.training` runs it."""
 
     def __init__(self, row: Row) -> None:
         import jax
@@ -304,11 +304,12 @@ def measure(row: Row, workers: Sequence[Worker], *, rounds: int, seconds: float)
     lines = [f"{row}; medians of {rounds} rounds in turns"]
     medians = {worker: statistics.median(times[worker]) for worker in workers}
     for worker, step in medians.items():
-        share = flops(row) / step / PEAKS.get(device_name(), float("nan"))
+        peak = PEAKS.get(device_name())
+        share = f"{flops(row) / step / peak:4.0%} of the peak " if peak else ""
         lines.append(
             f"  {worker.contender:15} {row.batch_size / step:8.1f} images/s "
             f"{1e3 * step:8.2f} ms (from {1e3 * min(times[worker]):.2f} to "
-            f"{1e3 * max(times[worker]):.2f}) {share:4.0%} of the peak "
+            f"{1e3 * max(times[worker]):.2f}) {share}"
             f"{used[worker] / 2**30:6.2f} GiB"
         )
     if len(medians) > 1:
