@@ -1,6 +1,7 @@
 """Datasets made by PIL and TFDS, with faults; every one is found, and no other."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,9 @@ def run(tmp_path: Path, capsys, *arguments: str) -> tuple[int, list[str], str]:
     lines = printed.err[printed.err.rfind("error: ") :].splitlines()
     found = [line.strip() for line in lines if line.startswith("  ")] if code else []
     if code:
-        assert lines[0] == f"error: {len(found)} findings:"
+        plural = "" if len(found) == 1 else "s"
+        assert lines[0] == f"error: {len(found)} finding{plural}:"
+        assert "All is well" not in printed.out
     return code, found, printed.out
 
 
@@ -57,6 +60,19 @@ def test_all_is_well(tmp_path, root, capsys):
     assert "evals.test: folder, test\n  6 records; 3 classes" in printed
     assert "1 classes never occur: 2 (c)" in printed  # in a test split, no fault
     assert printed.endswith("All is well.\n")
+
+
+def test_the_pixels_mean_and_std_are_said(tmp_path, root, capsys):
+    files = sorted((root / "train").rglob("*.png"))
+    pixels = [np.asarray(Image.open(f).convert("RGB")) / 255 for f in files]
+    mean = np.mean([p.mean((0, 1)) for p in pixels], axis=0)
+    std = np.sqrt(np.mean([(p**2).mean((0, 1)) for p in pixels], axis=0) - mean**2)
+    _, _, printed = run(tmp_path, capsys, *of_folder(root))
+    said = re.search(r"their pixels have \S+mean=(\S+) \S+std=([^\s;]+)", printed)
+    assert said is not None
+    for text, expected in zip(said.groups(), (mean, std), strict=True):
+        found = [float(number) for number in text.split(",")]
+        np.testing.assert_allclose(found, expected, atol=6e-4)
 
 
 def test_the_picture_shows_the_transformed_images(tmp_path, root, capsys):
@@ -166,7 +182,7 @@ def test_counts_that_are_not_the_published_ones(tmp_path, root, capsys):
     flags = ["--config.data.name=cifar10", f"--config.data.data_dir={tmp_path}/data"]
     code, found, _ = run(tmp_path, capsys, *flags)
     assert code == 2
-    assert found == [
+    assert found[:4] == [
         "config.data: 18 records in split train, but cifar10 is published with 50,000",
         "config.data: 3 classes, but cifar10 is published with 10",
         "config.evals.test: 6 records in split test, but cifar10 is published with "
@@ -186,16 +202,17 @@ def test_checksums(tmp_path, root, capsys):
         )
     )
     flags = ["--config.data.name=mine", f"--config.data.data_dir={tmp_path}/data"]
-    code, _, printed = run(tmp_path, capsys, *flags, "--verify_checksums")
-    assert code == 0
-    assert "LEAKAGE: 7 images of train ARE in test too." in printed
+    code, found, _ = run(tmp_path, capsys, *flags, "--verify_checksums")
+    assert code == 2 and len(found) == 2
+    assert "duplicates (kept: --drop_duplicates leaves them out)" in found[0]
+    assert found[1].endswith("LEAKAGE: 7 images of train ARE in test too.")
     folder = tmp_path / "data/mine/1.0.0"
     (path,) = folder.glob("mine-test*")
     content = bytearray(path.read_bytes())
     content[-40000] ^= 1  # in the padding: every record is still read
     path.write_bytes(content)
-    assert run(tmp_path, capsys, *flags)[0] == 0
-    code, (finding,), _ = run(tmp_path, capsys, *flags, "--verify_checksums")
+    assert run(tmp_path, capsys, *flags)[1] == found
+    code, (*_, finding), _ = run(tmp_path, capsys, *flags, "--verify_checksums")
     assert code == 2 and finding.endswith(
         "has another checksum than when it was prepared"
     )

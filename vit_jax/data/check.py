@@ -69,7 +69,8 @@ def run(argv: Sequence[str]) -> int:
     findings = check(configs.load(args.config, overrides).to_dict(), args)
     if findings:
         listed = "".join(f"\n  {finding}" for finding in findings)
-        print(f"error: {len(findings)} findings:{listed}", file=sys.stderr)
+        plural = "" if len(findings) == 1 else "s"
+        print(f"error: {len(findings)} finding{plural}:{listed}", file=sys.stderr)
         return errors.UserError.exit_code
     print("All is well.")
     return 0
@@ -138,6 +139,7 @@ def check_split(
     names = dataset.label_names
     if len(read.sizes):
         print(f"  {examine.describe_sizes(read.sizes)}")
+        print(f"  {examine.describe_pixels(read, dataset.mean, dataset.std)}")
     print(f"  {examine.describe_labels(read, names)}")
     if (never := read.never()) and read.all_labels:
         said = f"{len(never):,} classes never occur: {examine.named(never, names)}"
@@ -223,7 +225,10 @@ def check_manifest(folder: str, *, verify: bool) -> Iterator[str]:
         lines = [json.loads(line) for line in file]
     dropped = bool(manifest["dropped"])
     for line in reports.summary_of_duplicates(lines, dropped=dropped):
-        print(f"{folder}: {line}")
+        if lines and not dropped:
+            yield f"{folder}: {line}"
+        else:
+            print(f"{folder}: {line}")
     if not verify:
         return
     digests = manifest["sha256"]

@@ -26,6 +26,8 @@ class Sample:
         counts: how often each class occurs among the labels, int64 [k].
         labelled: the number of records that `counts` is of.
         all_labels: whether these are all records.
+        mean: of the pixels in 0..1 by channel, each image counting the same.
+        std: likewise, their standard deviation.
         bad: a message for each record that cannot be read.
         out_of_range: a message for each label that the model's head does not have.
     """
@@ -34,6 +36,8 @@ class Sample:
     counts: np.ndarray
     labelled: int
     all_labels: bool
+    mean: np.ndarray
+    std: np.ndarray
     bad: Sequence[str]
     out_of_range: Sequence[str]
 
@@ -54,12 +58,16 @@ def examine(dataset: Dataset, num_classes: int, sample: int | None) -> Sample:
     count = n if sample is None else min(n, sample)
     records = np.sort(sampler.permute(np.arange(count), n, key=_KEY))
     sizes, bad, labels = [], [], _Labels(dataset, num_classes)
+    moments = np.zeros((2, 3))
 
-    def read(record: int) -> tuple[np.ndarray, Any] | str:
+    def read(record: int) -> tuple[tuple[int, ...], np.ndarray, Any] | str:
         try:
-            return source.read(record)
+            image, label = source.read(record)
         except UserError as error:
             return str(error)
+        pixels = image.reshape(-1, image.shape[-1]) / 255.0
+        means = np.stack((pixels.mean(0), np.square(pixels).mean(0)))
+        return image.shape[:2], np.broadcast_to(means, (2, 3)), label
 
     whole = source.labels()
     with (
@@ -72,13 +80,18 @@ def examine(dataset: Dataset, num_classes: int, sample: int | None) -> Sample:
                 if isinstance(result, str):
                     bad.append(result)
                     continue
-                sizes.append(result[0].shape[:2])
+                size, means, label = result
+                sizes.append(size)
+                moments += means
                 if whole is None:
-                    labels.add(record, result[1])
+                    labels.add(record, label)
             done(len(rows))
     for record, label in enumerate(() if whole is None else whole):
         labels.add(record, label)
+    mean, square = moments / max(len(sizes), 1)
     return Sample(
+        mean=mean,
+        std=np.sqrt(np.maximum(square - mean**2, 0)),
         sizes=np.array(sizes, np.int64).reshape(-1, 2),
         counts=labels.counts,
         labelled=labels.records,
@@ -120,6 +133,17 @@ def describe_sizes(sizes: np.ndarray) -> str:
         f"{len(sizes):,} images decoded: height {height}, width {width} "
         "(min / median / max)"
     )
+
+
+def describe_pixels(sample: Sample, mean: Sequence[float], std: Sequence[float]) -> str:
+    """Mean and standard deviation, as keys of the config, beside those that it has."""
+
+    def keys(*values: Sequence[float]) -> str:
+        texts = [",".join(f"{x:.3f}" for x in three) for three in values]
+        return f"config.data.mean={texts[0]} config.data.std={texts[1]}"
+
+    found = keys(sample.mean.tolist(), sample.std.tolist())
+    return f"their pixels have {found}; this config has {keys(mean, std)}"
 
 
 def describe_labels(sample: Sample, names: Sequence[str] | None) -> str:
