@@ -53,13 +53,15 @@ def teacher_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(section: Distillation, path: Path, side: int = 28) -> Teacher:
-    return read_teacher(
+    teacher, _ = read_teacher(
         section,
         epath.Path(path),
         num_classes=CLASSES,
+        label_names=None,
         image_size=(side, side),
         dtype="float32",
     )
+    return teacher
 
 
 @pytest.mark.parametrize("distilled", [True, False])
@@ -184,6 +186,7 @@ def test_what_cannot_teach(teacher_path: Path, tmp_path: Path) -> None:
             Distillation(teacher="t"),
             epath.Path(teacher_path),
             num_classes=7,
+            label_names=None,
             image_size=(28, 28),
             dtype="float32",
         )

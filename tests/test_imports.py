@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS: tuple[set[str], ...] = (
     {"errors", "processes"},
     {
+        "class_names",
         "cluster",
         "compiler",
         "console",
@@ -73,6 +74,7 @@ NEIGHBOURS = {
     ("checkpoints", "distillation"),
     ("distillation", "state"),
     ("checkpoints", "state"),
+    ("checkpoints", "workdirs"),
     ("sharding", "layouts"),
     ("convert", "predict"),
     ("preprocessing", "data"),

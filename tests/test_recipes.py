@@ -2,6 +2,7 @@
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,12 +31,13 @@ def test_recipe_is_complete_and_says_its_command(name: str) -> None:
 class Photos:
     """A source with as many records and classes as are published; made-up pictures."""
 
-    in_memory, label_names, fingerprint = False, None, "photos"
+    in_memory, label_names, fingerprint, notes = False, None, "photos", ()
 
     def __init__(self, *, name: str, split: str, **keys: str | None) -> None:
         del keys
         # The files of MNIST's format: the recipe is for Fashion-MNIST's.
-        entry = catalog.find("fashion_mnist" if name == "idx" else name)
+        named = {"idx": "fashion_mnist", "folder": "oxford_iiit_pet"}
+        entry = catalog.find(named[name] if name in named else name)
         assert entry is not None, f"{name} is not in the catalog"
         self.name, self.num_classes = name, entry.num_classes
         self.multi_hot = entry.multi_label
@@ -191,3 +193,42 @@ def test_vtab_is_19_tasks_in_the_papers_setting() -> None:
         assert catalog.vtab.TRAIN_TRANSFORM.items() <= c["data"]["train"].items()
         assert catalog.vtab.EVAL_TRANSFORM.items() <= c["data"]["eval"].items()
         assert c["model"]["variant"] == "L/16"
+
+
+def of_folder(arg: str) -> dict[str, Any]:
+    return config.load(f"{cli.ROOT}/configs/folder.py{arg}", []).to_dict()
+
+
+def test_the_recipe_for_own_pictures() -> None:
+    """Nothing of it is of Fashion-MNIST, as the quickstart's settings are."""
+    paper = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    for arg, size in ((":x", 64), (":x,224", 224), (":x,b16", 224), (":x,s32,96", 96)):
+        c = of_folder(arg)
+        assert paper.items() <= c["data"].items()
+        assert (c["data"]["name"], c["data"]["data_dir"]) == ("folder", "x")
+        assert c["data"]["image_size"] == size
+        train = {"crop": "inception", "flip": True, "padding": None}
+        assert train.items() <= c["data"]["train"].items()
+    assert of_folder(":x,b16")["model"]["variant"] == "B/16"
+    assert of_folder(":x,b16")["init_head"] == "new"
+    assert of_folder("")["data"]["data_dir"] is None
+
+
+@pytest.mark.parametrize("size", [8, 32, 48, 64, 96, 112, 128, 160, 192, 224, 384])
+def test_pictures_are_cut_into_at_most_14_by_14_patches(size: int) -> None:
+    patch = of_folder(f":x,{size}")["model"]["patch_size"]
+    assert size % patch == 0 and size // patch <= 14
+
+
+@pytest.mark.parametrize(
+    "arg, message",
+    [
+        (":x,30", "SIZE is 30; expected a multiple of 4"),
+        (":a,b,c", "goes to --config.data.data_dir"),
+        (":x,2", "such as photos,b16,224"),
+        (":x,cat", '"cat" is no model'),
+    ],
+)
+def test_arguments_of_the_recipe_for_own_pictures(arg: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        of_folder(arg)

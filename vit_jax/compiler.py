@@ -10,7 +10,17 @@ _TPU = {
     "xla_tpu_enable_windowed_einsum_for_reduce_scatter": "false",
 }
 
+# docs/design/gpu.md has the figures.
+_GPU = {
+    # Tried for every product, Triton's kernels lost to cuBLAS's in all that matter. By
+    # then the bias and GELU had been kept apart, which cuBLAS could have computed too.
+    "xla_gpu_enable_triton_gemm": "False",
+    # Products that read the same tokens, as those of q, k and v, would become one, and
+    # a pass over its result would add the biases and take it apart.
+    "xla_gpu_dot_merger_threshold_mb": "0",
+}
+
 
 def options(device: Any) -> dict[str, str]:
     """Options for programs that run on devices such as this one."""
-    return dict(_TPU) if device.platform == "tpu" else {}
+    return dict({"tpu": _TPU, "gpu": _GPU}.get(device.platform, {}))

@@ -101,8 +101,9 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
         # What is written has the positions of SRC unless another size is asked for.
         size = found.image_size if size is None else size
         print(f"{args.source} is of {found.format}.")
-        for line in found.said:
-            print(f"  {line}")
+        if args.target is None and args.verify is None:  # else loading says it
+            for line in found.said:
+                print(f"  {line}")
         if (said := augreg.describe(Path(source).name)) is not None:
             print(f"By its name: {said}.")
         print_table(found.table())

@@ -1,7 +1,23 @@
 """Errors for the person who typed the command, and their exit codes."""
 
 import difflib
+import lzma
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterable
+
+# What Python's zipfile raises for an archive that is damaged, or of a kind that it does
+# not read.
+ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    ValueError,
+    RuntimeError,
+)
 
 
 class Stop(Exception):

@@ -7,6 +7,7 @@ every page again: a third of the processor time of a small ViT's step went there
 
 import ctypes
 import importlib.metadata
+import os
 import sys
 
 import jax
@@ -32,6 +33,11 @@ def keep_freed_memory() -> None:
     libc.mallopt(M_MMAP_MAX, 0)
     libc.mallopt(M_TRIM_THRESHOLD, -1)  # unsigned: never give back
     libc.mallopt(M_TOP_PAD, 64 << 20)
+
+
+def physical_bytes() -> int:
+    """The memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def cpu_alone() -> bool:

@@ -6,7 +6,6 @@ logits = model(np.stack([model.preprocess(image)]))
 
 import dataclasses
 import functools
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -284,7 +283,11 @@ def _load_run(
         for key, value in config["model"].items()
         if value is not None
     }
-    fields |= {"num_classes": checkpoints.head_width(directory), **given}
+    classes = checkpoints.head_width(directory)
+    fields |= {"num_classes": classes, **given}
+    names = checkpoints.read_label_names(directory.parent.parent)
+    if names is not None:  # a head may be wider than the data that it learned from
+        names += tuple(str(i) for i in range(len(names), classes or 0))
     data = config["data"]
     size = _pair(data["image_size"])
     module = models.create(**fields)
@@ -305,7 +308,7 @@ def _load_run(
             evaluated, wanted or size, data["mean"], data["std"]
         ),
         transform=functools.partial(_evaluate, evaluated, wanted or size),
-        label_names=_label_names(directory.parent.parent / workdirs.LABEL_NAMES),
+        label_names=names,
         loss=config["loss"]["name"],
     )
 
@@ -351,7 +354,3 @@ def _evaluate(
     transform: EvalTransform, size: tuple[int, int], image: np.ndarray
 ) -> np.ndarray:
     return transform(image, size)
-
-
-def _label_names(path: epath.Path) -> list[str] | None:
-    return json.loads(path.read_text()) if path.exists() else None

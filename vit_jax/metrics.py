@@ -16,6 +16,7 @@ import numpy as np
 import tqdm
 from etils import epath
 
+from vit_jax import console
 from vit_jax.errors import UserError
 from vit_jax.jsonlines import JsonLines, Scalar, as_number, user_errors
 
@@ -141,7 +142,10 @@ class MetricLogger:
                 raise error
             # "{{function_node ...}} FILE; No space left on device", and more lines.
             reason = re.sub(r"^\{\{.*?\}\} ", "", str(error)).splitlines()[0]
-            raise UserError(f"Cannot write TensorBoard's files: {reason}.") from error
+            raise UserError(
+                f"Cannot write TensorBoard's files: {reason}. Checkpoints are whole: "
+                "make room and run the same command again"
+            ) from error
 
 
 def _multi_writer(
@@ -223,6 +227,7 @@ class Console:
         if self._bar is not None:
             if line:
                 self._bar.set_postfix_str(line, refresh=False)
+                console.lines.info(f"{self._at(step)} {line}")
             self._bar.update(step - self._bar.n)
             self._bar.refresh()
         elif line:

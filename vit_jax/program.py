@@ -5,6 +5,7 @@ that this machine does not have. Training and planning make it in the same way, 
 what is planned is what runs.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -95,13 +96,20 @@ class Program:
         device, attend = self.mesh.devices.flat[0], None
         if isinstance(plain, models.VisionTransformer):
             attend = models.choose_attention(
-                plain.attention, device.platform, device.device_kind
+                plain.attention,
+                device.platform,
+                device.device_kind,
+                getattr(device, "compute_capability", None),  # of GPUs
             )
+        if attend is not None:
+            shared_out = sharding.over_heads(self.mesh, attend.run)
+            attend = dataclasses.replace(attend, run=shared_out)
         self.model = models.place(
             plain,
             constrain=sharding.residual_constraint(self.mesh),
-            attend=None if attend is None else sharding.over_heads(self.mesh, attend),
+            attend=attend,
             classify=sharding.shared_classifier(self.mesh),
+            platform=device.platform,
         )
         # The plain one initialises: a single image cannot be shared out.
         shapes = state.abstract_params(plain, data.image_shape)

@@ -61,7 +61,7 @@ def of_items(
         yield done
 
 
-def size(count: int) -> str:
+def size(count: float) -> str:
     """A number of bytes, to read.
 
     >>> size(138_200_000_000), size(512)

@@ -8,6 +8,7 @@ values and objects; nobody reads a config.
 import contextlib
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -25,6 +26,9 @@ from vit_jax.program import Program
 from vit_jax.state import TrainState
 from vit_jax.timing import StepTimer
 from vit_jax.votes import Votes
+
+LARGEST_COUNT = 2**24  # of a batch, and of steps between lines of the log
+LARGEST_STEP = 2**31 - 1  # the step is an int32 on the devices
 
 
 class Run:
@@ -123,6 +127,13 @@ class Run:
             )
         data = sections.with_holdout(data, evals)
         self.dataset = datasets.make(**data)
+        height, width = self.dataset.image_size
+        share = batch_size / jax.process_count()
+        check_memory(
+            f"a batch of {batch_size:,} images of {height} x {width} pixels",
+            3 * share * height * width,
+            "lower config.batch_size",
+        )
         given, source = model["num_classes"], self.dataset.source
         # What labels alone imply is for the check of the labels to refuse, or to skip.
         in_data = self.dataset.num_classes if given is None else source.num_classes
@@ -160,6 +171,11 @@ class Run:
         )
         self.mesh = self.program.mesh
         self.abstract_state = self.program.abstract_state
+        check_memory(
+            "the state of the model and its optimiser",
+            state_bytes(self.abstract_state),
+            "choose a smaller model, or more devices with config.mesh.fsdp",
+        )
         self.batch_sharding = sharding.batch_sharding(self.mesh)
         self.rows = sharding.process_rows(self.batch_sharding, batch_size)
         self.votes = Votes()
@@ -179,6 +195,7 @@ class Run:
                 f"the data has {in_data:,} classes, the head {self.num_classes:,}: "
                 "config.model.num_classes"
             )
+        notes += [f"{e.name}: {note}" for e in self.evaluators for note in e.notes]
         return list(dict.fromkeys(notes))
 
     def warnings(self) -> list[str]:
@@ -192,32 +209,47 @@ class Run:
                     )
         return found
 
-    def check_data(self, *, train: bool = True) -> None:
+    def check_data(self) -> None:
         """Reads a batch of all that training and the evaluations will read."""
-        if train:
-            self.dataset.check(
-                num_classes=self.num_classes, train=True, batch_size=self.batch_size
-            )
+        self.dataset.check(
+            num_classes=self.num_classes,
+            train=True,
+            batch_size=self.batch_size,
+            one_class=self.program.eval_loss.name == "softmax_xent",
+        )
+        self.check_evaluators(self.dataset.label_names)
+
+    def check_evaluators(self, label_names: Sequence[str] | None) -> None:
+        """Reads a batch of what the evaluations will read.
+
+        Args:
+          label_names: of the classes of the model that will be evaluated.
+        """
         for evaluator in self.evaluators:
             preemption.check()
             evaluator.check(
                 self.num_classes,
                 self.program,
                 self.abstract_state.params,
+                label_names,
             )
 
     def _read_teacher(self, distillation: Distillation, dtype: str) -> Teacher | None:
         if distillation.teacher is None:
             return None
         path = workdirs.absolute(distillation.teacher)
-        return read_teacher(
+        teacher, said = read_teacher(
             distillation,
             path,
             num_classes=self.num_classes,
+            label_names=self.dataset.label_names,
             image_size=self.dataset.image_size,
             dtype=dtype,
             progress=progress.of_reading(path),
         )
+        if distributed.is_first():
+            print(f"The teacher is {path}.", *said, sep="\n  ", flush=True)
+        return teacher
 
     def compile_train_step(self) -> Any:
         """The compiled step, a function (state, batch) -> (state, scalars)."""
@@ -308,6 +340,22 @@ class Run:
         )
 
 
+def check_memory(what: str, wanted: float, advice: str) -> None:
+    """Refuses what is larger than all memory of this machine.
+
+    Args:
+      what: is to be held.
+      wanted: its bytes.
+      advice: what to do.
+    """
+    there = host_memory.physical_bytes()
+    if wanted > there:
+        raise UserError(
+            f"{what} takes {progress.size(wanted)}, and this machine has "
+            f"{progress.size(there)} of memory: {advice}"
+        )
+
+
 def check_ranges(
     seed: int,
     batch_size: int,
@@ -322,8 +370,10 @@ def check_ranges(
         ("accumulation_steps", accumulation_steps),
         ("log_every", log_every),
     ):
-        if value < 1:
-            raise UserError(f"config.{name} is {value}: it should be at least 1")
+        if not 1 <= value <= LARGEST_COUNT:
+            raise UserError(
+                f"config.{name} is {value:,}: it should be from 1 to {LARGEST_COUNT:,}"
+            )
     if not 0 <= seed < 2**63:
         raise UserError(f"config.seed is {seed}: it should be 0 or more, below 2**63")
     if ema is not None and not 0 < ema < 1:
@@ -350,12 +400,16 @@ def resolve_steps(
             f"config.total_steps is {total_steps} and config.total_epochs is "
             f"{total_epochs}: set exactly one of them, the other to none"
         )
+    steps: float = total_steps or 0
     if total_epochs is not None:
-        total_steps = math.ceil(total_epochs * num_examples / batch_size)
-    assert total_steps is not None
-    if total_steps < 1:
-        raise UserError("config.total_steps or config.total_epochs: should be above 0")
-    return total_steps
+        steps = total_epochs * num_examples / batch_size
+    if not 0 < steps <= LARGEST_STEP:
+        name = "total_steps" if total_epochs is None else "total_epochs"
+        raise UserError(
+            f"config.{name} means {steps:,.10g} steps: there should be 1 to "
+            f"{LARGEST_STEP:,}"
+        )
+    return math.ceil(steps)
 
 
 def head_width(num_classes: int | None, in_data: int | None) -> int:
@@ -373,6 +427,16 @@ def head_width(num_classes: int | None, in_data: int | None) -> int:
     width = in_data if num_classes is None else num_classes
     assert width is not None
     return width
+
+
+def state_bytes(abstract: TrainState) -> int:
+    """What a state takes of this machine's memory, where that is the devices'."""
+    devices = [d for d in jax.local_devices() if d.platform == "cpu"]
+    leaves = jax.tree.leaves(abstract)
+    return len(devices) * sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in leaves
+    )
 
 
 def use_compilation_cache(folder: str | None) -> None:

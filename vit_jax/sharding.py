@@ -1,5 +1,6 @@
 """Which axis of the mesh each array is laid out over; `layouts` says what they are."""
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -91,20 +92,24 @@ def shared_classifier(
 
 
 def over_heads(
-    mesh: Mesh, attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+    mesh: Mesh, attend: Callable[..., jax.Array]
+) -> Callable[..., jax.Array]:
     """`attend` on arrays [b, n, h, k], each device on its own images and heads.
 
-    For kernels, which the compiler cannot divide by itself.
+    For kernels, which the compiler cannot divide by itself. Keywords are handed on.
     """
     parts = PartitionSpec(BATCH_AXES, None, "tensor")
-    return jax.shard_map(
-        attend,
-        mesh=mesh,
-        in_specs=(parts, parts, parts),
-        out_specs=parts,
-        check_vma=False,  # a kernel does not say over which axes its result varies
-    )
+
+    def run(*arrays: jax.Array, **options: Any) -> jax.Array:
+        return jax.shard_map(
+            functools.partial(attend, **options),
+            mesh=mesh,
+            in_specs=(parts,) * len(arrays),
+            out_specs=parts,
+            check_vma=False,  # a kernel does not say over which axes its result varies
+        )(*arrays)
+
+    return run
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -11,6 +11,7 @@ from etils import epath
 
 from vit_jax import (
     checkpoints,
+    class_names,
     distributed,
     metrics,
     preemption,
@@ -121,9 +122,7 @@ def train_from(
             if begin is not None:
                 begin(run, saved.position.step, hosts)
             workdirs.write_config(workdir, config)
-            if (names := run.dataset.label_names) is not None:
-                text = json.dumps(names, indent=0, ensure_ascii=False) + "\n"
-                workdirs.write_atomically(workdir / workdirs.LABEL_NAMES, text)
+            write_label_names(workdir, run.dataset.label_names, saved.position.step)
             overview = metrics.parameter_overview(run.abstract_state.params)
             workdirs.write_atomically(workdir / "parameters.txt", overview + "\n")
             announce(workdir, run, saved, overview)
@@ -136,6 +135,27 @@ def train_from(
         observer.logger.write_config(saved.position.step, config)
         distributed.gather("")  # from here on a signal stops all after the same step
         train(run, train_step, state, saved, observer, workdir)
+
+
+def write_label_names(
+    workdir: epath.Path, names: tuple[str, ...] | None, step: int
+) -> None:
+    """Writes labels.json.
+
+    Raises:
+      UserError: if the run has done steps with other names.
+    """
+    if names is None:
+        return
+    before = checkpoints.read_label_names(workdir)
+    if step > 0 and before not in (None, names):
+        raise UserError(
+            f"{workdir} has learned the classes {class_names.listed(before or ())}; "
+            f"those of the data now are {class_names.listed(names)}: give them their "
+            "names and their order back, or use another --workdir"
+        )
+    text = json.dumps(names, indent=0, ensure_ascii=False) + "\n"
+    workdirs.write_atomically(workdir / workdirs.LABEL_NAMES, text)
 
 
 def train(
@@ -195,6 +215,7 @@ def finish_step(
 
     Raises:
       Preempted: after a signal, with the state being saved.
+      NonFiniteLossError: from an evaluation; the state is not saved.
     """
     position, step = saved.position, saved.position.step
     owed = position.pending is not None
@@ -205,6 +226,10 @@ def finish_step(
             position.pending = line
             saved.save(state)
             raise
+        except NonFiniteLossError as error:
+            if line:
+                observer.logger.write(step, line)
+            raise NonFiniteLossError(f"step {step}: {error}") from error
         position.pending = None
         results: Scalars = {}
         for name, result in evaluated.items():
@@ -250,7 +275,7 @@ def first_state(run: Run, saved: Checkpoints) -> TrainState:
         return state
     state = init_state(run.program.initialize, run.abstract_state)
     if run.init_from is not None:
-        params = pretrained(run, state.params)
+        params = pretrained(run, read_init_from(run), state.params)
         ema_params = None
         if state.ema_params is not None:
             ema_params = jax.tree.map(lambda x: x.copy(), params)
@@ -258,20 +283,28 @@ def first_state(run: Run, saved: Checkpoints) -> TrainState:
     return state
 
 
-def pretrained(run: Run, initial: Any) -> Any:
+def read_init_from(run: Run) -> adapt.Weights:
+    """The weights of `config.init_from`."""
+    assert run.init_from is not None
+    path = workdirs.absolute(run.init_from)
+    with distributed.agreed():
+        return adapt.read_weights(
+            path, weights=run.init_weights, progress=progress.of_reading(path)
+        )
+
+
+def pretrained(run: Run, source: adapt.Weights, initial: Any) -> Any:
     """The weights of `config.init_from`, made to fit this model; the first says how.
 
     Args:
       run: names them.
-      initial: the parameters at the start, for what they lack; None keeps the head.
+      source: what was read.
+      initial: the parameters at the start, for what they lack; None keeps the head and
+        its classes as they are.
     """
-    assert run.init_from is not None
-    path = workdirs.absolute(run.init_from)
+    fields = {**run.model_fields, "num_classes": run.num_classes}
+    names = source.label_names if initial is None else run.dataset.label_names
     with distributed.agreed():
-        source = adapt.read_weights(
-            path, weights=run.init_weights, progress=progress.of_reading(path)
-        )
-        fields = {**run.model_fields, "num_classes": run.num_classes}
         try:
             arrays, said = adapt.adapt(
                 source,
@@ -279,11 +312,12 @@ def pretrained(run: Run, initial: Any) -> Any:
                 run.dataset.image_size,
                 head="keep" if initial is None else run.init_head,
                 posemb=run.init_posemb,
+                label_names=names,
             )
         except UserError as error:
             if differing := takeover.model_flags(source, fields):
                 raise UserError(
-                    f"{error}\nThe model of {path} is had with\n  "
+                    f"{error}\nThe model of {source.path} is had with\n  "
                     + " ".join(differing)
                 ) from error
             raise
@@ -293,7 +327,7 @@ def pretrained(run: Run, initial: Any) -> Any:
             f"its images were normalised otherwise: {' '.join(differing)} does the same"
         )
     if distributed.is_first():
-        print(f"Starts from {path}.", *said, sep="\n  ", flush=True)
+        print(f"Starts from {source.path}.", *said, sep="\n  ", flush=True)
     return adapt.place(arrays, run.abstract_state.params, initial)
 
 
@@ -350,6 +384,7 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> Scalars:
 
     Raises:
       UserError: as in `train_and_evaluate`; if there is nothing to evaluate.
+      NonFiniteLossError: what the model makes of the images is not finite.
     """
     with distributed.agreed():
         # It may be gone, and is not asked.
@@ -357,13 +392,15 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> Scalars:
         run = Run(**{**config, "distill": untaught})
         if not run.evaluators:
             raise UserError("--evaluate_only: config.evals is empty, nothing to do")
-        run.check_data(train=False)
         source = what_to_evaluate(workdir, run)
         if source == workdir or checkpoints.is_run(source):
             directory = checkpoints.choose(source)
+            run.check_evaluators(checkpoints.read_label_names(directory.parent.parent))
             params = checkpoints.read_params(directory, run.abstract_state.params)
         else:
-            directory, params = source, pretrained(run, None)
+            weights = read_init_from(run)
+            run.check_evaluators(weights.label_names)
+            directory, params = source, pretrained(run, weights, None)
     writes = False
     if distributed.is_first():
         for note in run.notes():

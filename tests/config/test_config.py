@@ -65,6 +65,12 @@ def test_overrides(key: str, text: str, value: Any) -> None:
         ("data.mean", "0.5", "a tuple"),
         ("checkpoint.every", "none", "should be an int"),
         ("evals.test", "5", "is a section"),
+        ("cutmix", "1e999", "config.cutmix is inf: it should be finite"),
+        ("model.layer_norm_epsilon", "1e999", "should be finite"),
+        ("data.std", "(1e999, 1, 1)", "config.data.std is inf: it should be finite"),
+        ("data.train.color_jitter", "(1e999, 0, 0, 0)", "should be finite"),
+        ("optim.lr_multipliers", "(('head/.*', 1e999),)", "should be finite"),
+        ("evals.test.data.std", "(0.5, -1e999, 0.5)", "should be finite"),
     ],
 )
 def test_overrides_that_cannot_be(key: str, text: str, message: str) -> None:
@@ -96,6 +102,7 @@ def test_recipes_that_are_not_there(
         ("{'batch_size': 8, 'data': 3}", "it is a section, not a value"),
         ("{'batch_size': 8, 'data': {}}", "config.data.name is not set"),
         ("{'batch_size': '8'}", "it should be an int"),
+        ("{'batch_size': 8, 'mixup': float('nan')}", "config.mixup is nan: it should"),
     ],
 )
 def test_recipes_with_mistakes(body: str, message: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests import cli
 from vit_jax import config
 from vit_jax.errors import UserError
+from vit_jax.run import Run
 
 QUICKSTART = str(cli.ROOT / "configs" / "quickstart.py")
 
@@ -143,3 +144,30 @@ def test_values_that_no_key_takes(tmp_path: Path) -> None:
         assert len(str(caught.value)) < 300, caught.value
     with pytest.raises(UserError, match="should be finite"):
         load("optim.learning_rate", float("nan"))
+
+
+@pytest.mark.parametrize(
+    "key, text, message",
+    [
+        ("batch_size", "1e12", "batch_size is 1,000,000,000,000: it should be from 1"),
+        ("batch_size", "-1", "it should be from 1 to"),
+        ("batch_size", "16000000", "lower config.batch_size"),
+        ("total_steps", "3e9", "means 3,000,000,000 steps"),
+        ("total_steps", "-3", "means -3 steps"),
+        ("model.width", "1e9", "width is 1000000000: it should be at most"),
+        ("model.width", "1e6", "of memory: choose a smaller model"),
+        ("model.depth", "1e9", "should be at most 4,096"),
+        ("model.registers", "1e6", "should be at most 4,096"),
+        ("data.image_size", "1e8", "expected pixels, or"),
+        ("data.train.padding", "100000", "expected pixels, 0 to 16,384"),
+        ("data.train.repeats", "1e18", "expected 1 to"),
+        ("data.eval.resize", "1e9", "expected 28 to 16,384"),
+        ("data.num_threads", "1e6", "expected 1 to 1,024"),
+        ("data.num_workers", "1e6", "expected 0 to 1,024"),
+    ],
+)
+def test_sizes_that_no_machine_has(key: str, text: str, message: str) -> None:
+    """Refused where they enter, and not by the memory's end."""
+    pairs = [("total_epochs", "none"), ("total_steps", "300"), (key, text)]
+    with pytest.raises(UserError, match=message):
+        Run(**config.load(QUICKSTART, pairs).to_dict())

@@ -35,7 +35,16 @@ def tfds_dir(tmp_path_factory) -> Path:
                 "number": np.int64,
                 "text": tfds.features.Text(),
                 "nested": {"image": tfds.features.Image(), "label": class_label},
-                "objects": tfds.features.Sequence({"label": class_label}),
+                "objects": tfds.features.Sequence(
+                    {
+                        "label": tfds.features.ClassLabel(names=CLASSES),
+                        "deep": {"label": tfds.features.ClassLabel(names=CLASSES)},
+                        "labels": tfds.features.Sequence(class_label),
+                        "number": np.int64,
+                        "image": tfds.features.Image(shape=(2, 2, 3)),
+                    }
+                ),
+                "point": tfds.features.Tensor(shape=(3,), dtype=np.float32),
                 "hidden": class_label,
             }
             return tfds.core.DatasetInfo(
@@ -61,7 +70,17 @@ def tfds_dir(tmp_path_factory) -> Path:
                         "number": 1000 * i - 5000,
                         "text": f"{split} {i}",
                         "nested": {"image": image[:4], "label": 2},
-                        "objects": [{"label": 1}],
+                        "objects": [
+                            {
+                                "label": rng.integers(3),
+                                "deep": {"label": rng.integers(3)},
+                                "labels": [0, 1],
+                                "number": 7,
+                                "image": image[:2, :2],
+                            }
+                            for _ in range(i % 4)
+                        ],
+                        "point": [10 * i, -3, np.nan],
                         "hidden": -1,
                     },
                 )

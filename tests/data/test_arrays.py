@@ -148,6 +148,16 @@ def test_npz_multi_hot(tmp_path):
     np.testing.assert_array_equal(all_of(source)[1], hot)
 
 
+HOT = np.eye(12, 4)
+
+
+def changed(array: np.ndarray, value: float) -> np.ndarray:
+    """The same with another value in record 7."""
+    array = array.copy()
+    array[7] = value
+    return array
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -177,6 +187,27 @@ def test_npz_multi_hot(tmp_path):
         ),
         ({"x_train": IMAGES, "y_train": np.array([{}] * 12)}, "y_train holds Python"),
         ({"x_train": IMAGES, "y_train": IMAGES[:, 0]}, "vectors with values 0..2"),
+        *(
+            (
+                {
+                    "x_train": IMAGES,
+                    "y_train": changed(LABELS.astype(np.int64), number),
+                },
+                f"train, record 7: label {number} is no class number",
+            )
+            for number in (2**32 + 1, 2**31, -(2**40))
+        ),
+        (
+            {"x_train": IMAGES, "y_train": np.full(12, 2**63 + 1, np.uint64)},
+            r"record 0: label 9223372036854775809 .*\(12 of 12 labels",
+        ),
+        *(
+            (
+                {"x_train": IMAGES, "y_train": changed(HOT, value)},
+                "labels are vectors with values .*; expected 0..1",
+            )
+            for value in (np.nan, np.inf, -5.0, 1.5, 255.0)
+        ),
     ],
 )
 def test_bad_npz(tmp_path, arrays, message):

@@ -44,7 +44,7 @@ def test_every_operation_has_magnitudes() -> None:
         ([__file__], "cannot be decoded"),
         (["a.png", "--augment=randaug"], "invalid choice"),
         (["a.png", "--ouput=b.png"], "--output"),
-        ([], "image"),
+        ([], "IMAGE, a picture, is needed"),
     ],
 )
 def test_bad_arguments(

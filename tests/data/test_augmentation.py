@@ -302,7 +302,7 @@ def test_repeats_differ_in_their_augmentation():
         ),
         ({"color_jitter": (0.1, 0.1, 0.1, 0.6)}, "color_jitter=.*hue 0.5 or less"),
         ({"erasing": 1.5}, "erasing=1.5; expected a probability"),
-        ({"repeats": 0}, "repeats=0; expected 1 or more"),
+        ({"repeats": 0}, "repeats=0; expected 1 to"),
     ],
     ids=str,
 )

@@ -78,6 +78,20 @@ def test_check_finds_images_of_another_size():
         ({"num_workers": -1}, "num_workers=-1; expected 0 or more"),
         ({"num_threads": 0}, "num_threads=0; expected 1 or more"),
         ({"train": {"crop": "crop"}}, "expected one of"),
+        (
+            {"mean": (123.675, 116.28, 103.53)},
+            r"mean=\(123.* pixels in 0\.\.1.*config\.data\.mean=0\.485,0\.456,0\.406",
+        ),
+        (
+            {"std": (58.395, 57.12, 57.375)},
+            r"above 0 and at most 1; .*config\.data\.std=0\.229,0\.224,0\.225",
+        ),
+        ({"std": (-1.0, 1.0, 1.0)}, r"each number should be above 0 and at most 1\.$"),
+        ({"std": (0.5, 0.0, 0.5)}, "should be above 0"),
+        ({"std": (0.5, np.inf, 0.5)}, "should be above 0"),
+        ({"std": (0.5, np.nan, 0.5)}, "should be above 0"),
+        ({"mean": (-0.1, 0.5, 0.5)}, r"should be in 0\.\.1\.$"),
+        ({"mean": (np.nan, 0.5, 0.5)}, r"should be in 0\.\.1"),
     ],
     ids=str,
 )
@@ -94,3 +108,37 @@ def test_importing_is_cheap():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert run.stdout == "[]\n"
+
+
+def test_other_class_numbers(tfds_dir):
+    """Of one class an image, and of several."""
+    keys: dict[str, Any] = {"name": "animals", "image_size": 8, "train": {}, "eval": {}}
+    keys["data_dir"] = str(tfds_dir / "array_record")
+    places, names = (4, 0, 2), ("b", "x", "c", "y", "a")
+    for label_key in ("label", "labels"):
+        before = data.make(**keys, label_key=label_key)
+        after = before.renumbered(places, num_classes=5, label_names=names)
+        assert (after.num_classes, after.label_names) == (5, names)
+        assert after.fingerprint == before.fingerprint
+        assert (after.label_classes is None) == (label_key == "label")
+        (old,), (new,) = (list(d.eval_batches(batch_size=23)) for d in (before, after))
+        np.testing.assert_array_equal(old["image"], new["image"])
+        if label_key == "label":
+            assert new["label"].tolist() == [places[i] for i in old["label"]]
+        else:
+            np.testing.assert_array_equal(new["label"][:, places], old["label"])
+            assert not new["label"][:, [1, 3]].any()
+
+
+def test_other_class_numbers_in_memory():
+    before, places = mini(), np.roll(np.arange(10), 3)
+    after = before.renumbered(
+        places.tolist(), num_classes=10, label_names=[*"abcdefghij"]
+    )
+    labels = before.source.labels()
+    np.testing.assert_array_equal(after.source.labels(), places[labels])
+    (old,), (new,) = (
+        list(d.eval_batches(batch_size=8000))[:1] for d in (before, after)
+    )
+    np.testing.assert_array_equal(old["image"], new["image"])
+    np.testing.assert_array_equal(new["label"], places[old["label"]])

@@ -103,7 +103,7 @@ def test_what_is_missing(root):
     (root / "val/a/x.heic").write_text("")
     with pytest.raises(
         UserError,
-        match=r"val has no images \(\.jpg.* files: 1 \.heic",
+        match=r"val has no images \(\.jpg.* 1 file: 1 \.heic",
     ):
         opened(root, "val")
 

@@ -335,7 +335,11 @@ def test_keys_of_a_mixture(sets, tmp_path):
     assert section["mixture"]["b"]["weight"] == 3.0
     for key, text, message in (
         ("data.mixture.a.wieght", "1", 'not a key; did you mean "weight"'),
-        ("data.mixture.c.weight", "1", "config.data.mixture.c is not a section"),
+        (
+            "data.mixture.c.weight",
+            "1",
+            "there is no config.data.mixture.c; valid names: a, b",
+        ),
         ("data.mixture.a", "1", "is a section"),
         ("data.mixture.a.weight", "many", "should be a float"),
     ):

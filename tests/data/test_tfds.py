@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from vit_jax.data import open_source
 from vit_jax.data.sources import records
 from vit_jax.data.sources.example import parse_example
-from vit_jax.errors import UserError
+from vit_jax.errors import BadExample, UserError
 
 FORMATS = ("array_record", "tfrecord")
 
@@ -179,6 +179,11 @@ def test_default_folder(tfds_dir, monkeypatch):
         ),
         ({"label_key": "objects"}, "is of type Sequence; expected a ClassLabel"),
         ({"label_key": "image"}, "is of type Image; expected a ClassLabel"),
+        ({"label_key": "objects/labl"}, 'no such feature; did you mean "label"'),
+        ({"label_key": "objects/number"}, "is of type Tensor, in a sequence; expected"),
+        ({"label_key": "objects/labels"}, "is of type Sequence, in a sequence;"),
+        ({"label_key": "label/x"}, 'nothing below "label", which is of type ClassLab'),
+        ({"image_key": "objects/image"}, "is of type Image, uint8, in a sequence;"),
     ],
     ids=str,
 )
@@ -194,6 +199,36 @@ def test_hidden_labels(tfds_dir, file_format):
         UserError, match=r"train\.\w+-00000-of-00003, record 0 has label -1, out of"
     ):
         source.read(0)
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.parametrize("key", ["objects/label", "objects/deep/label"])
+def test_labels_in_a_sequence_of_features(tfds_dir, file_format, key):
+    """As COCO's objects have them: each image gets the set of its objects' classes."""
+    source = opened(tfds_dir / file_format, label_key=key)
+    assert (source.num_classes, source.multi_hot) == (3, True)
+    assert source.label_names == ("cat", "dog", "cow")
+    counts = set()
+    for i, record in enumerate(by_tfds(tfds_dir, file_format, "train")):
+        objects = record["objects"]
+        found = objects if isinstance(objects, dict) else {}
+        for part in key.split("/")[1:]:
+            found = found[part]
+        counts.add(len(found))
+        np.testing.assert_array_equal(
+            source.read(i)[1], np.isin(np.arange(3), np.asarray(found))
+        )
+    assert counts == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_vectors_that_are_no_labels(tfds_dir, file_format):
+    source = opened(tfds_dir / file_format, label_key="point")
+    for i, record in enumerate(by_tfds(tfds_dir, file_format, "train")[:3]):
+        values = f"{record['point'][0]:g}, -3, nan"
+        message = f'record {i} has the values {values} as "point", and a label of'
+        with pytest.raises(BadExample, match=message):
+            source.read(i)
 
 
 @pytest.mark.parametrize("file_format", FORMATS)

@@ -383,7 +383,7 @@ def test_eval_without_crop_shows_all():
         ({"area": (0.0, 1.0)}, "0 < low"),
         ({"area": (0.5, 1.5)}, "<= 1"),
         ({"aspect_ratio": (0.0, 1.0)}, "0 < low"),
-        ({"crop": "pad", "padding": -1}, "0 or more"),
+        ({"crop": "pad", "padding": -1}, "expected pixels, 0 to"),
         ({"interpolation": "cubic"}, "expected area or bilinear"),
         ({"crop": "pad", "interpolation": "area"}, "interpolation=area has no effect"),
     ],
@@ -399,7 +399,7 @@ def test_bad_eval_keys():
         EvalTransform(resize=32, crop="none")
     with pytest.raises(UserError, match="expected one of central, none"):
         EvalTransform(crop="center")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UserError, match="resize=20 is less than the image size"):
+    with pytest.raises(UserError, match="resize=20 does not go with the image size"):
         EvalTransform(resize=20).check_size((28, 28))
 
 

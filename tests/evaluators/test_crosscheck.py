@@ -8,7 +8,7 @@ import pytest
 from scipy import special
 
 from tests.evaluators import test_classification as ours
-from tests.evaluators import told
+from tests.evaluators import test_multilabel, told
 
 pytestmark = pytest.mark.crosscheck
 
@@ -41,5 +41,39 @@ def test_single_labels(tmp_path: Path) -> None:
     for name, values in zip(("accuracy", "confidence"), curve, strict=True):
         known = [value for value in bins[name] if value is not None]
         np.testing.assert_allclose(known, values, atol=1e-6)
+    named = {"average": None, "labels": classes}
+    for name, score in (
+        ("precision", metrics.precision_score),
+        ("f1", metrics.f1_score),
+    ):
+        expected = score(labels, predictions, **named)
+        found = result.record["per_class"][name]
+        np.testing.assert_allclose(found, expected, atol=1e-12)
     mean = metrics.balanced_accuracy_score(labels, predictions)
     assert abs(result.record["mean_class_accuracy"] - mean) < 1e-12
+    assert result.scalars["it/mean_class_accuracy"] == mean
+
+
+def test_several_labels(tmp_path: Path) -> None:
+    metrics = importlib.import_module("sklearn.metrics")
+    logits, sets = test_multilabel.with_ties(), ours.make_sets()
+    found = test_multilabel.evaluate(tmp_path, logits, sets, (2, 2, 2))
+    predictions = logits > 0
+    of_class = found.record["per_class"]
+    for name, value in (
+        (
+            "average_precision",
+            metrics.average_precision_score(sets, logits, average=None),
+        ),
+        ("f1", metrics.f1_score(sets, predictions, average=None)),
+        ("precision", metrics.precision_score(sets, predictions, average=None)),
+        ("recall", metrics.recall_score(sets, predictions, average=None)),
+    ):
+        np.testing.assert_allclose(of_class[name], value, atol=1e-12)
+    for name, value in (
+        ("mAP", metrics.average_precision_score(sets, logits, average="macro")),
+        ("micro_f1", metrics.f1_score(sets, predictions, average="micro")),
+        ("macro_f1", metrics.f1_score(sets, predictions, average="macro")),
+        ("accuracy", metrics.accuracy_score(sets, predictions)),
+    ):
+        assert abs(found.scalars[f"it/{name}"] - value) < 1e-12, name

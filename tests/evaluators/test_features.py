@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tests import cli
 from tests.evaluators import told
 from vit_jax import config, models
 from vit_jax.data.sources import idx
-from vit_jax.errors import UserError
+from vit_jax.errors import NonFiniteLossError, UserError
 from vit_jax.evaluators import EVALUATORS, Result, logistic
 from vit_jax.evaluators.features import OnFeatures, Represented
 from vit_jax.run import Run
@@ -301,3 +302,27 @@ def test_labels_that_are_vectors_are_refused(name: str, tmp_path: Path) -> None:
 def test_values_that_cannot_be(name: str, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ready(make(name, **keys))
+
+
+def test_splits_that_number_their_classes_in_their_own_way(tmp_path: Path) -> None:
+    """Where no split is `train`, each knows its own class folders alone."""
+    pixels = np.zeros((28, 28, 3), np.uint8)
+    for split, names in (("val", "abc"), ("test", "bc")):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            cv2.imwrite(str(tmp_path / split / name / "0.png"), pixels)
+    section = {"name": "folder", "data_dir": str(tmp_path)}
+    keys = {"train_split": "val", "split": "test", "k": 1, "k_sweep": None}
+    evaluator = ready(make("nn", data=section, **keys))
+    labels = evaluator.test.dataset.source.labels()
+    assert labels is not None and labels.tolist() == [1, 2]
+    assert evaluator.notes[0].startswith("its 2 classes have other numbers")
+
+
+def test_features_that_are_not_finite() -> None:
+    evaluator = ready(make("nn", train_split="train[:200]", split="test[:40]"))
+    _, params = run_on((8, 1, 1))
+    broken = jax.tree.map(lambda x: x * np.nan, params)
+    message = "the features of 200 of 200 images are not finite"
+    with pytest.raises(NonFiniteLossError, match=message):
+        evaluator.run(broken, lambda: None)

@@ -4,6 +4,7 @@ The first two pixels of an image hold the number of its example, and the logits 
 row of a table. All else is real: the file, the batches, the mesh, the compiled step.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,6 +70,7 @@ def evaluate(
     logits: np.ndarray,
     on: Mesh,
     loss: str = "softmax_xent",
+    label_names: Sequence[str] | None = None,
     **keys: Any,
 ) -> Result:
     """The result of one entry of `config.evals` called "it", as a run gets it."""
@@ -77,7 +79,8 @@ def evaluate(
     whole = NamedSharding(on, PartitionSpec())
     params = {"table": jax.device_put(logits, whole)}
     abstract = {"table": jax.ShapeDtypeStruct(logits.shape, "float32", sharding=whole)}
-    made.check(logits.shape[1], program(logits.shape[1], loss), abstract)
+    k = logits.shape[1]
+    made.check(k, program(k, loss), abstract, label_names)
     made.compile()
     result = made.run(params, lambda: None)
     assert list(result.scalars) == made.result_names()

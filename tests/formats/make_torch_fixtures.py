@@ -356,10 +356,32 @@ def write(name: str, folder: Path) -> dict[str, Any]:
         }
 
 
+def write_tensors(path: Path) -> dict[str, Any]:
+    """Views, shared storages and half precision.
+
+    Returns:
+      Their values.
+    """
+    base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    tensors = {
+        "base": base,
+        "view": base[1:, ::2].T,
+        "row": base[2],
+        "parameter": nn.Parameter(base),
+        "brain": base.bfloat16(),
+        "half": base.half()[1:].T,
+        "number": torch.tensor(3),
+        "empty": torch.zeros(0, 3),
+    }
+    torch.save({"model": tensors, "epoch": 3}, path)
+    return {name: tensor.tolist() for name, tensor in tensors.items()}
+
+
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     outputs = {name: write(name, FOLDER) for name in WRITERS}
-    text = json.dumps({"image_size": SIZE, "outputs": outputs})
+    tensors = write_tensors(FOLDER / "tensors.pth")
+    text = json.dumps({"outputs": outputs, "tensors": tensors})
     (FOLDER / "outputs.json").write_text(text + "\n")
     for path in sorted(p for p in FOLDER.rglob("*") if p.is_file()):
         print(f"{path.relative_to(FOLDER)}: {path.stat().st_size:,} bytes")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.formats import files
+from tests.formats import drawn, files
 from vit_jax.checkpoints.formats.containers import open_dicts, write_safetensors
 from vit_jax.checkpoints.formats.state_dicts import open_state_dict
 from vit_jax.errors import UserError
@@ -100,7 +100,7 @@ def torch_file(path: Path, tree: bytes, storages: dict[str, bytes]) -> Path:
 
 
 def tensor(shape: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> bytes:
-    """The pickle of {"w": a float32 tensor of storage "0"}, opcode by opcode."""
+    """The pickle of {"w": a float32 tensor of storage "0"}, for sizes that lie."""
 
     def integers(values: tuple[int, ...]) -> bytes:
         return b"(" + b"".join(b"J" + struct.pack("<i", v) for v in values) + b"t"
@@ -114,14 +114,6 @@ def tensor(shape: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> 
     arguments += integers(shape) + integers(stride) + b"\x89)t"
     rebuilt = b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"R"
     return b"\x80\x02}" + text("w") + rebuilt + b"s."
-
-
-def test_torch_files(tmp_path: Path) -> None:
-    data = np.arange(6, dtype=np.float32)
-    path = torch_file(tmp_path / "a.pth", tensor((3, 2), (1, 3)), {"0": data.tobytes()})
-    assert_same(read_all(path), {"w": data.reshape(2, 3).T})
-    path = torch_file(tmp_path / "a.bin", tensor((2,), (1,), 4), {"0": data.tobytes()})
-    assert_same(read_all(path), {"w": data[4:]})
 
 
 class Evil:
@@ -186,6 +178,80 @@ def test_claims_of_more_than_the_file_holds(tmp_path: Path) -> None:
     assert_refused(tmp_path / "a.npz", "x.npy is not as long as its shape")
 
 
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"dtype": ["F32"]}, r"type \"\['F32'\]\""),
+        ({"dtype": None}, "type 'None'"),
+        ({"data_offsets": []}, "no list of arrays"),
+        ({"data_offsets": [0, 4, 8]}, "no list of arrays"),
+        ({"data_offsets": 4}, "no list of arrays"),
+        ({"data_offsets": [0.0, 4.0]}, "has type"),
+        ({"data_offsets": [-4, 0]}, "has type"),
+        ({"shape": [-1]}, "has type"),
+        ({"shape": [0, 2**70]}, "has type"),
+        ({"shape": "1"}, "has type"),
+        ({"shape": {"1": 1}}, "has type"),
+        ({"shape": [1] * 100}, "has type"),
+    ],
+)
+def test_headers_of_safetensors_that_cannot_be(
+    entry: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    header = {"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **entry}}
+    text = json.dumps(header).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+    assert_refused(path, message)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1,",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}}",
+        "  {'descr': '<f4'\n {",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -1)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 2**70)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (True,)}",
+        "{'descr': ['<f4'], 'fortran_order': False, 'shape': (1,)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (" + "1," * 100 + ")}",
+        "[" * 200,
+        "1",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Reading `.npy`")  # as NumPy 1 wrote it
+def test_headers_of_numpy_that_cannot_be(header: str, tmp_path: Path) -> None:
+    text = header.encode()
+    npy = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(4)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", npy)
+    assert_refused(tmp_path / "a.npz", "x.npy")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_damage_in_what_is_packed(method: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    with (
+        zipfile.ZipFile(path, "w", method) as archive,
+        archive.open("w.npy", "w") as file,
+    ):
+        np.lib.format.write_array(file, np.random.default_rng(0).normal(size=500))
+    whole = path.read_bytes()
+    for position in range(30, len(whole) - 100, 37):
+        garbled = bytearray(whole)
+        garbled[position] ^= 0x55
+        path.write_bytes(garbled)
+        with pytest.raises(UserError):
+            read_all(path)
+
+
+def test_what_is_no_array_of_an_archive(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    assert_refused(tmp_path / "a.npz", "holds 'readme.txt', not arrays by name")
+
+
 def test_zip_bombs(tmp_path: Path) -> None:
     with (
         zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive,
@@ -223,11 +289,11 @@ def test_files_that_were_cut_short_or_garbled(suffix: str, tmp_path: Path) -> No
     if suffix == ".npz":
         npz(path, {"w": data})
     elif suffix == ".pth":
-        torch_file(path, tensor((3, 2), (1, 3)), {"0": data.tobytes()})
+        path.write_bytes((drawn.FIXTURES / "torch" / "plain.pth").read_bytes())
     else:
         files.safetensors(path, {"w": data})
     whole = path.read_bytes()
-    for size in range(0, len(whole), 7):
+    for size in range(0, len(whole), 7 if len(whole) < 2000 else 70):
         path.write_bytes(whole[:size])
         with pytest.raises(UserError):
             read_all(path)
@@ -246,5 +312,18 @@ def test_other_files(tmp_path: Path) -> None:
     (tmp_path / "a.h5").write_bytes(b"")
     with pytest.raises(UserError, match=r"expected a file that ends in \.npz"):
         open_dicts(tmp_path / "a.h5")
+    with pytest.raises(UserError, match="there is no such file"):
+        open_dicts(tmp_path / "missing.pth")
+    (tmp_path / "a.pth").mkdir()
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        open_dicts(tmp_path / "a.pth")
+    for start, message in (
+        (b"version https://git-lfs.github.com/spec/v1\noid", "pointer of Git LFS"),
+        (b"<!DOCTYPE html><html>", "it is a web page"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "it is an HDF5 file"),
+        (b"", "was cut short"),
+    ):
+        (tmp_path / "b.bin").write_bytes(start)
+        assert_refused(tmp_path / "b.bin", message)
     (tmp_path / "b.npz").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert_refused(tmp_path / "b.npz", "is broken or was not made")

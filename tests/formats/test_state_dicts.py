@@ -12,7 +12,7 @@ from vit_jax.checkpoints.formats.tensors import Tensor
 from vit_jax.errors import UserError
 
 FIRST = "blocks.0.attn.qkv.weight"
-NAMES = (FIRST, "head.weight")
+NAMES: tuple[str, ...] = (FIRST, "head.weight")
 
 
 def opened(

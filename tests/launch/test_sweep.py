@@ -174,7 +174,7 @@ def test_what_stands_in_the_way_is_said(tmp_path: Path, sweep: Path) -> None:
     first = sweeps.start(tmp_path, *grid)
     sweeps.wait_until(lambda: running(sweep))
     output = sweeps.run(tmp_path, *grid, expect=2)
-    assert "is in use by another process" in output
+    assert "is in use by " in output
     output = sweeps.run(tmp_path, *grid, "--table")
     assert "| running |" in (sweep / "sweep.md").read_text() or "finished" in output
     sweeps.end(first, 0)
@@ -290,7 +290,7 @@ def test_optuna_goes_on(tmp_path: Path, sweep: Path) -> None:
 
 def test_optuna_missing_is_said(tmp_path: Path) -> None:
     argv = ("--optuna=1", "--sample=config.seed=int:0:9")
-    hidden = sweeps.SWEEP.replace("from launch import job", NO_OPTUNA, 1)
+    hidden = sweeps.SWEEP.replace("from vit_jax.launch import job", NO_OPTUNA, 1)
     flags = [f"--config={sweeps.RECIPE}", f"--workdir={tmp_path}", *argv]
     run = [sys.executable, "-c", hidden, sys.executable, *flags]
     template = sweeps.write_template(tmp_path)

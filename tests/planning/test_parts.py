@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -261,12 +262,14 @@ def test_shapes_by_the_catalog(
 # --- what the compiler is told, and the command line
 
 
-def test_compiler_options_are_for_tpus_alone() -> None:
-    class Tpu:
-        platform = "tpu"
+def test_compiler_options_are_those_of_the_platform() -> None:
+    def options(platform: str) -> set[str]:
+        return set(compiler.options(SimpleNamespace(platform=platform)))
 
     assert compiler.options(jax.devices()[0]) == {}
-    assert "xla_tpu_enable_windowed_einsum_for_all_gather" in compiler.options(Tpu())
+    assert "xla_tpu_enable_windowed_einsum_for_all_gather" in options("tpu")
+    assert "xla_gpu_enable_triton_gemm" in options("gpu")
+    assert not options("tpu") & options("gpu")
 
 
 def plan(*args: str, expect: int) -> str:

@@ -7,6 +7,7 @@ from vit_jax.checkpoints.reading import (
     head_width,
     is_run,
     read_config,
+    read_label_names,
     read_params,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
     "head_width",
     "is_run",
     "read_config",
+    "read_label_names",
     "read_params",
 ]

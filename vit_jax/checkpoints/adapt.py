@@ -7,7 +7,7 @@ said; all else that differs is an error.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vit_jax import models
+from vit_jax import class_names, models
 from vit_jax.checkpoints.formats.layouts import Shape
 from vit_jax.checkpoints.formats.opened import (
     flatten,
@@ -25,7 +25,13 @@ from vit_jax.checkpoints.formats.opened import (
     shapes_of,
 )
 from vit_jax.checkpoints.matching import refuse_differences
-from vit_jax.checkpoints.reading import choose, is_run, read_arrays, read_config
+from vit_jax.checkpoints.reading import (
+    choose,
+    is_run,
+    read_arrays,
+    read_config,
+    read_label_names,
+)
 from vit_jax.errors import UserError
 from vit_jax.models.inputs import check_divides
 from vit_jax.state import Params
@@ -34,6 +40,7 @@ Head = Literal["auto", "keep", "new"]
 Interpolation = Literal["linear", "cubic", "cubic_no_antialias"]
 _POSEMB = "Transformer/posembed_input/pos_embedding"
 _HEAD = r"(head|head_dist)/.*"
+_BIAS = "head/bias"
 _FUNCTION = (
     "gelu",
     "layer_norm_epsilon",
@@ -51,17 +58,21 @@ class Weights:
     """Parameters by path, layers in a loop, and the model that they are of.
 
     Attributes:
+      path: that they were read from.
       arrays: float32, on the host.
       model: keywords of `models.create`.
       image_size: (height, width).
       normalization: mean and standard deviation of the channels, where it says them.
+      label_names: of the classes, where it says them.
       said: what was chosen of a file and left out, for the user.
     """
 
+    path: epath.Path | None = None
     arrays: Mapping[str, np.ndarray]
     model: Mapping[str, Any]
     image_size: tuple[int, int]
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None
+    label_names: tuple[str, ...] | None = None
     said: tuple[str, ...] = ()
 
 
@@ -86,10 +97,12 @@ def read_weights(
         opened.check_complete()
         about = opened.preprocessing
         return Weights(
+            path=path,
             arrays=opened.read(progress=progress),
             model=opened.model,
             image_size=opened.image_size,
             normalization=None if about is None else (about.mean, about.std),
+            label_names=opened.label_names,
             said=opened.said,
         )
     if weights is not None:
@@ -99,6 +112,7 @@ def read_weights(
     data = config["data"]
     size = data["image_size"]
     return Weights(
+        path=path,
         arrays=flatten(models.layers.scan_to_loop(nest(read_arrays(directory)))),
         model={
             key: tuple(value) if isinstance(value, list) else value  # as JSON has them
@@ -106,6 +120,7 @@ def read_weights(
         },
         image_size=(size, size) if isinstance(size, int) else tuple(size),
         normalization=(tuple(data["mean"]), tuple(data["std"])),
+        label_names=read_label_names(directory.parent.parent),
     )
 
 
@@ -116,6 +131,7 @@ def adapt(
     *,
     head: Head = "auto",
     posemb: Interpolation = "linear",
+    label_names: Sequence[str] | None = None,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """The weights as another model takes them.
 
@@ -123,8 +139,10 @@ def adapt(
       source: the weights.
       model: keywords of `models.create` that make the other model.
       image_size: (height, width) of its images.
-      head: "keep" it, start a "new" one, or "auto": keep it if its shape is the same.
+      head: "keep" it, start a "new" one, or "auto": keep it if its shape is the same,
+        and its classes are, as far as both sides have names; they are put in order.
       posemb: how position embeddings are resampled; see `resample`.
+      label_names: of the other model's classes, if they are known.
 
     Returns:
       Arrays by path, layers in a loop, without what starts anew; and a line for each
@@ -135,7 +153,7 @@ def adapt(
     """
     _refuse_other_functions(source.model, model)
     wanted = shapes_of(model, image_size)
-    stored = dict(source.arrays)
+    head, stored, of_head = _head_by_name(source, wanted, head, label_names)
     said = list(source.said)
     fixed = getattr(_create(source.model), "posemb", None) == "sincos2d"
     if fixed and _POSEMB in wanted:
@@ -169,7 +187,51 @@ def adapt(
     for paths, what in ((anew, "starts anew"), (dropped, "left out")):
         if paths:
             said.append(f"{what}: {', '.join(_parts(paths))}")
-    return given, said
+    return given, said + of_head
+
+
+def _head_by_name(
+    source: Weights,
+    wanted: Mapping[str, Shape],
+    head: Head,
+    label_names: Sequence[str] | None,
+) -> tuple[Head, dict[str, np.ndarray], list[str]]:
+    """What becomes of the head, the weights with its classes in order, and the news."""
+    stored = dict(source.arrays)
+    shapes = {p: s for p, s in wanted.items() if re.fullmatch(_HEAD, p) and p in stored}
+    fits = all(stored[path].shape == shape for path, shape in shapes.items())
+    if head == "new" or _BIAS not in shapes or (head == "auto" and not fits):
+        return head, stored, []
+    found = class_names.match(label_names, source.label_names)
+    if found.places is None:
+        return head, stored, [f"the head is kept, its classes by number ({found.why})"]
+    assert label_names is not None
+    if found.unknown:
+        listed = class_names.listed([label_names[i] for i in found.unknown])
+        if head == "auto":
+            return "new", stored, [f"the head does not know the classes {listed}"]
+        return head, stored, [f"the head is kept, but does not know {listed}"]
+    there, here = len(stored[_BIAS]), shapes[_BIAS][0]
+    rest = [i for i in range(there) if i not in found.places]
+    order = [*found.places, *rest][:here]  # a head may be wider than there are names
+    if order == list(range(there)):
+        return head, stored, ["the head is kept: its classes have the same names"]
+    said = "the head is kept, its classes in the order of this config's, by name"
+    return head, choose_classes(stored, order), [said]
+
+
+def choose_classes(
+    arrays: Mapping[str, np.ndarray], order: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Weights whose head has these of its classes, in this order.
+
+    >>> choose_classes({"head/bias": np.arange(3), "cls": np.ones(1)}, [2, 0])
+    {'head/bias': array([2, 0]), 'cls': array([1.])}
+    """
+    return {
+        path: array[..., list(order)] if re.fullmatch(_HEAD, path) else array
+        for path, array in arrays.items()
+    }
 
 
 def _refuse_other_functions(was: Mapping[str, Any], now: Mapping[str, Any]) -> None:

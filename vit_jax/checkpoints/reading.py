@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from vit_jax import workdirs
 from vit_jax.checkpoints.matching import (
     ITEMS,
     Shapes,
@@ -194,6 +195,24 @@ def read_config(directory: epath.Path) -> dict[str, Any]:
             f"{directory}: its config cannot be read ({type(error).__name__}): name "
             "another checkpoint"
         ) from error
+
+
+def read_label_names(workdir: epath.Path) -> tuple[str, ...] | None:
+    """The names of the classes that a run learned, if it knew any.
+
+    Raises:
+      UserError: if the file that holds them is broken.
+    """
+    path = workdir / workdirs.LABEL_NAMES
+    if not path.exists():
+        return None
+    try:
+        names = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: correct or remove it") from error
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise UserError(f"{path} is no list of names: correct or remove it")
+    return tuple(names)
 
 
 def head_width(directory: epath.Path) -> int | None:

@@ -3,6 +3,7 @@
 Importing this package imports neither grain nor TensorFlow.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from vit_jax.data import pipeline
@@ -12,7 +13,7 @@ from vit_jax.data.decode import to_rgb
 from vit_jax.data.pipeline import Skipped
 from vit_jax.data.sources import Source, open_source
 from vit_jax.data.sources.mixture import open_mixture
-from vit_jax.data.transforms import EvalTransform, TrainTransform
+from vit_jax.data.transforms import LARGEST_SIDE, EvalTransform, TrainTransform
 from vit_jax.errors import UserError
 
 __all__ = [
@@ -26,7 +27,10 @@ __all__ = [
     "to_rgb",
 ]
 
+_MOST_WORKERS = 1024  # processes, and threads of each
 _NO_PARTS: dict[str, Any] = {}
+# No values in [0, 1] deviate more than 0.5; 1 is how the scaling is left out.
+_MAX_STD = 1.0
 
 
 def make(
@@ -71,8 +75,8 @@ def make(
             "test", chosen by the images' names; for "folder", "idx" and "npz" that
             have no test split. Default: 0.1 where an evaluation of the config asks
             for a test split and there is none, else nothing is held out.
-        mean: of the channels, in [0, 1], for the normalisation on the device.
-        std: likewise.
+        mean: of the channels of pixels in [0, 1], for the normalisation on the device.
+        std: likewise; above 0.
         num_workers: processes that build batches beside this one; default: none,
             except for image files on machines with many cores.
         num_threads: threads that read images in each process; default: from the cores.
@@ -92,19 +96,21 @@ def make(
         UserError: whatever is missing, broken or contradictory.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if len(size) != 2 or min(size) < 1:
+    if len(size) != 2 or not 1 <= min(size) <= max(size) <= LARGEST_SIDE:
         raise UserError(
-            f"config.data.image_size={image_size}; expected pixels, or (height, width)."
+            f"config.data.image_size={image_size}; expected pixels, or (height, "
+            f"width), 1 to {LARGEST_SIDE:,}."
         )
-    for key, value, least in (
-        ("num_workers", num_workers, 0),
-        ("num_threads", num_threads, 1),
-        ("max_bad_examples", max_bad_examples, 0),
+    for key, value, least, most in (
+        ("num_workers", num_workers, 0, _MOST_WORKERS),
+        ("num_threads", num_threads, 1, _MOST_WORKERS),
+        ("max_bad_examples", max_bad_examples, 0, 2**31),
     ):
-        if value is not None and value < least:
+        if value is not None and not least <= value <= most:
             raise UserError(
-                f"config.data.{key}={value}; expected {least} or more, or None."
+                f"config.data.{key}={value}; expected {least} to {most:,}, or None."
             )
+    _check_normalization(mean, std)
     if on_bad_example not in ("error", "skip"):
         raise UserError(
             f'config.data.on_bad_example="{on_bad_example}"; expected one of error, '
@@ -142,3 +148,30 @@ def make(
         skip_bad=on_bad_example == "skip",
         max_bad_examples=max_bad_examples,
     )
+
+
+def _check_normalization(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuses what cannot be the mean and the deviation of pixels in [0, 1].
+
+    >>> _check_normalization((0.5, 0.5, 0.5), (58.4, 57.1, 57.4))
+    Traceback (most recent call last):
+      ...
+    vit_jax.errors.UserError: config.data.std=(58.4, 57.1, 57.4): ...
+    """
+    for key, values, possible in (
+        ("mean", mean, all(0 <= x <= 1 for x in mean)),
+        ("std", std, all(0 < x <= _MAX_STD for x in std)),
+    ):
+        if possible:
+            continue
+        hint = ""
+        if all(1 < x <= 255 for x in values):
+            scaled = ",".join(f"{x / 255:.3f}" for x in values)
+            hint = (
+                f"; these look like values for 0..255: set config.data.{key}={scaled}"
+            )
+        expected = "in 0..1" if key == "mean" else f"above 0 and at most {_MAX_STD:g}"
+        raise UserError(
+            f"config.data.{key}={tuple(values)}: it is for pixels in 0..1, so each "
+            f"number should be {expected}{hint}."
+        )

@@ -1,6 +1,7 @@
 """A dataset as training and evaluation see it."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -9,10 +10,12 @@ from vit_jax.data.builder import BatchBuilder
 from vit_jax.data.sources import Source
 from vit_jax.data.sources.arrays import ArraySource
 from vit_jax.data.sources.mixture import MixtureSource
+from vit_jax.data.sources.renumbered import RenumberedSource
 from vit_jax.data.transforms import EvalTransform, TrainTransform
 from vit_jax.errors import BadExample, UserError
 
 _LABELS_CHECKED = 256
+_SUM_TOLERANCE = 1e-2  # of distributions, which may have been rounded
 _BAD_ALLOWED, _BAD_SHARE_ALLOWED = 100, 0.01
 
 
@@ -79,6 +82,21 @@ class Dataset:
         """Digest of what the records are: the same wherever they lie."""
         return self.source.fingerprint
 
+    def renumbered(
+        self, places: Sequence[int], *, num_classes: int, label_names: Sequence[str]
+    ) -> "Dataset":
+        """The same records with other class numbers: class i becomes `places[i]`.
+
+        Args:
+            places: one for each class.
+            num_classes: of the new numbers; more than the data has may exist.
+            label_names: of the new numbers.
+        """
+        source = RenumberedSource(
+            self.source, places, num_classes=num_classes, label_names=label_names
+        )
+        return dataclasses.replace(self, source=source)
+
     def train_batches(
         self,
         *,
@@ -126,17 +144,26 @@ class Dataset:
             return self.max_bad_examples
         return max(_BAD_ALLOWED, int(seen * _BAD_SHARE_ALLOWED))
 
-    def check(self, *, num_classes: int, train: bool, batch_size: int) -> None:
+    def check(
+        self,
+        *,
+        num_classes: int,
+        train: bool,
+        batch_size: int,
+        one_class: bool = False,
+    ) -> None:
         """Reads a batch and the labels, so that what is wrong is said before training.
 
         Args:
             num_classes: of the model's head.
             train: whether `train_batches` will be read, or `eval_batches`.
             batch_size: of the global batch; at most 256 images are read.
+            one_class: whether label vectors must be distributions over the classes.
 
         Raises:
             UserError: an image does not decode, a label is out of range, or the head
                 has too few classes. Where bad examples are skipped: all are bad.
+                With `one_class`, a label vector does not sum to 1.
         """
         known = self.source.num_classes
         if not train and isinstance(self.source, MixtureSource):
@@ -162,6 +189,22 @@ class Dataset:
             raise UserError(
                 f"{self.source.name}: none of the first {len(rows)} examples can be "
                 f"used: {built.bad[0][1]}"
+            )
+        if one_class and self.source.multi_hot:
+            vectors = self.source.labels()
+            if vectors is None:
+                vectors = built.batch["label"][built.batch["mask"]]
+            self._check_sums(vectors)
+
+    def _check_sums(self, vectors: np.ndarray) -> None:
+        sums = vectors.sum(axis=-1, dtype=np.float64)
+        bad = np.flatnonzero(abs(sums - 1) > _SUM_TOLERANCE)
+        if len(bad):
+            raise UserError(
+                f"{self.source.name}: {len(bad)} of {len(sums)} labels looked at do "
+                f"not sum to 1, such as {sums[bad[0]]:g}: an image has several classes "
+                'or none, and config.loss.name="softmax_xent" is for images that have '
+                "one; set config.loss.name=sigmoid_xent"
             )
 
     def _check_labels(self, num_classes: int) -> None:

@@ -28,6 +28,8 @@ _ATTEMPTS = 10  # as in torchvision's RandomResizedCrop
 _DEFAULT_AREA = (0.05, 1.0)
 _DEFAULT_ASPECT_RATIO = (3 / 4, 4 / 3)
 _DEFAULT_PADDING = 4
+LARGEST_SIDE = 2**14  # of an image, in pixels
+_MOST_REPEATS = 2**20
 
 Interpolation = Literal["area", "bilinear"]
 
@@ -153,9 +155,10 @@ class TrainTransform:
 
     def __post_init__(self) -> None:
         _ = self._augmentation  # checks its keys
-        if self.repeats < 1:
+        if not 1 <= self.repeats <= _MOST_REPEATS:
             raise UserError(
-                f"config.data.train.repeats={self.repeats}; expected 1 or more."
+                f"config.data.train.repeats={self.repeats}; expected 1 to "
+                f"{_MOST_REPEATS:,}."
             )
         crops = ("inception", "pad", "resize", "none")
         if self.crop not in crops:
@@ -191,9 +194,10 @@ class TrainTransform:
                 f"config.data.train.aspect_ratio={self.aspect_ratio}; expected "
                 "(low, high) with 0 < low <= high."
             )
-        if self._padding < 0:
+        if not 0 <= self._padding <= LARGEST_SIDE:
             raise UserError(
-                f"config.data.train.padding={self.padding}; expected pixels, 0 or more."
+                f"config.data.train.padding={self.padding}; expected pixels, 0 to "
+                f"{LARGEST_SIDE:,}."
             )
 
     def check_size(self, size: tuple[int, int]) -> None:
@@ -351,10 +355,12 @@ class EvalTransform:
 
     def check_size(self, size: tuple[int, int]) -> None:
         """UserError where the crop would be larger than the resized image."""
-        if self.resize is not None and self.resize < min(size):
+        if self.resize is None:
+            return
+        if not min(size) <= self.resize <= LARGEST_SIDE:
             raise UserError(
-                f"config.data.eval.resize={self.resize} is less than the image size "
-                f"{size}; expected {min(size)} or more, or None."
+                f"config.data.eval.resize={self.resize} does not go with the image "
+                f"size {size}; expected {min(size)} to {LARGEST_SIDE:,}, or None."
             )
 
     def draw(self, seed: int, numbers: np.ndarray) -> None:

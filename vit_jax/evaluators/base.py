@@ -3,14 +3,14 @@
 import abc
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax import bad_examples, distributed, sharding, steps
+from vit_jax import bad_examples, class_names, distributed, sharding, steps
 from vit_jax import data as datasets
 from vit_jax.checkpoints import adapt
 from vit_jax.data import sections
@@ -46,6 +46,9 @@ class Evaluator(abc.ABC):
     The keyword-only parameters of a subclass are the keys of the entry. Besides its
     own they are `type`, `every`, `split`, `batch_size` and `data`. All processes call
     the methods in the same order, and get the same results.
+
+    Attributes:
+      notes: what the person who runs it should know, once `check` has been called.
     """
 
     def __init__(self, name: str, every: int | None) -> None:
@@ -65,6 +68,7 @@ class Evaluator(abc.ABC):
                 "with other lines of metrics.jsonl; choose another name"
             )
         self.name, self.every = name, every
+        self.notes: list[str] = []
 
     def due(self, step: int, total_steps: int) -> bool:
         return step == total_steps or (
@@ -72,13 +76,21 @@ class Evaluator(abc.ABC):
         )
 
     @abc.abstractmethod
-    def check(self, num_classes: int, program: Program, params: Params) -> None:
+    def check(
+        self,
+        num_classes: int,
+        program: Program,
+        params: Params,
+        label_names: Sequence[str] | None = None,
+    ) -> None:
         """Refuses data that cannot be read or does not fit the model.
 
         Args:
           num_classes: of the model's head.
           program: its model, and how it takes images.
           params: abstract, with shardings.
+          label_names: of the model's classes, where they are known; there may be
+            fewer than `num_classes`.
 
         Raises:
           UserError: before anything is compiled.
@@ -189,7 +201,56 @@ class Examples:
         self._sharding = sharding.batch_sharding(mesh)
         self._rows = sharding.process_rows(self._sharding, self.batch_size)
         self._num_classes: int | None = None
+        self._matched: str | None = None
         self.bad_examples = 0  # of the last pass
+
+    def match_classes(
+        self, num_classes: int, label_names: Sequence[str] | None, *, whose: str
+    ) -> list[str]:
+        """Gives the data's classes the numbers that those of these names have.
+
+        Args:
+          num_classes: that there are on the other side.
+          label_names: of them, if they are known.
+          whose: they are, for messages.
+
+        Returns:
+          What should be told.
+
+        Raises:
+          UserError: if the data have a class that is not among them.
+        """
+        data = self.dataset
+        found = class_names.match(data.label_names, label_names)
+        self._matched = found.by
+        if found.places is None:
+            known = data.num_classes
+            fewer = known is not None and known != num_classes
+            if data.label_names is None and label_names is None and not fewer:
+                return []
+            there = "an unknown number of" if known is None else str(known)
+            return [
+                f"classes are matched by number ({found.why}): the data have {there}, "
+                f"{whose} {num_classes}"
+            ]
+        assert data.label_names is not None and label_names is not None
+        if found.unknown:
+            unknown = [data.label_names[i] for i in found.unknown]
+            raise UserError(
+                f"{self._where}: {data.source.name} has classes that {whose} does not "
+                f"know: {class_names.listed(unknown)}; it knows "
+                f"{class_names.listed(label_names)}. Give the classes of the data the "
+                "same names, or leave the others out"
+            )
+        if found.same:
+            return []
+        self.dataset = data.renumbered(
+            found.places, num_classes=num_classes, label_names=label_names
+        )
+        return [
+            f"its {len(found.places)} classes have other numbers in {whose}: they are "
+            "matched by name"
+        ]
 
     def check(self, num_classes: int | None) -> None:
         """Reads a batch and the labels.
@@ -257,6 +318,7 @@ class Examples:
         return {
             "examples": self.dataset.num_examples,
             "bad_examples": self.bad_examples,
+            "classes_matched_by": self._matched,
             "fingerprint": self.dataset.fingerprint,
             "data": data,
         }

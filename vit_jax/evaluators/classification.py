@@ -1,6 +1,6 @@
 """Accuracy, loss and calibration over a split; every example counts exactly once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from vit_jax import steps
 from vit_jax.data import catalog
 from vit_jax.errors import UserError
-from vit_jax.evaluators import confusion, scores
+from vit_jax.evaluators import confusion, multilabel, scores
 from vit_jax.evaluators.base import Evaluator, Examples, Result, a_batch_late
 from vit_jax.program import Program
 from vit_jax.state import Params
@@ -66,12 +66,32 @@ class Classification(Evaluator):
         self._classes = present if classes is None else classes
         self._protocol = {"type": type, "classes": self._classes}
 
-    def check(self, num_classes: int, program: Program, params: Params) -> None:
+    def check(
+        self,
+        num_classes: int,
+        program: Program,
+        params: Params,
+        label_names: Sequence[str] | None = None,
+    ) -> None:
         self._check_classes(num_classes)
+        self.notes = self.examples.match_classes(
+            num_classes, label_names, whose="the model"
+        )
         self.examples.check(num_classes)
         self._num_classes = num_classes if self._classes is None else len(self._classes)
-        dataset = self.examples.dataset
-        step = scores.make_step(program, dataset, classes=self._classes)
+        dataset, k = self.examples.dataset, self._num_classes
+        self._multi_label = (
+            dataset.label_classes is not None
+            and program.eval_loss.name == "sigmoid_xent"
+        )
+        # Average precision is of all logits, as long as they are not too many.
+        self._rank = dataset.num_examples * k <= multilabel.MOST_LOGITS
+        if self._multi_label:
+            step = multilabel.make_step(
+                program, dataset, classes=self._classes, rank=self._rank
+            )
+        else:
+            step = scores.make_step(program, dataset, classes=self._classes)
         self._to_compile = step, params, self.examples.try_step(step, params)
 
     def all_examples(self) -> list[Examples]:
@@ -96,12 +116,13 @@ class Classification(Evaluator):
 
     def result_names(self) -> list[str]:
         names = scores.scalar_names(self._num_classes)
+        if self._multi_label:
+            names = multilabel.scalar_names(rank=self._rank)
         return [f"{self.name}/{what}" for what in names]
 
     def run(self, params: Params, check: Callable[[], None]) -> Result:
         dataset = self.examples.dataset
-        multi_hot = dataset.label_classes is not None
-        totals = scores.Totals(self._num_classes, multi_hot=multi_hot)
+        totals = self._totals()
         batches = self.examples.batches(check)
         for rows in a_batch_late(self._step(params, batch) for batch in batches):
             totals.add(rows)
@@ -115,14 +136,22 @@ class Classification(Evaluator):
             "left_out": dataset.num_examples - totals.examples,
             **totals.record(),
         }
+        names = self._class_names()
+        if names is not None and len(names) <= scores.CONFUSION_CLASSES:
+            record["class_names"] = names
         if totals.confusion is None:
             return Result(scalars, record)
-        names = self._class_names()
         if self._num_classes <= _CLASSES_IN_RECORD:
-            record |= {"class_names": names, "confusion": totals.confusion}
+            record["confusion"] = totals.confusion
         return Result(
             scalars, record, {"confusion": confusion.draw(totals.confusion, names)}
         )
+
+    def _totals(self) -> scores.Totals | multilabel.Totals:
+        if self._multi_label:
+            return multilabel.Totals(self._num_classes, rank=self._rank)
+        multi_hot = self.examples.dataset.label_classes is not None
+        return scores.Totals(self._num_classes, multi_hot=multi_hot)
 
     def _class_names(self) -> list[str] | None:
         """Of the classes that are told apart; numbers where the data knows no name."""

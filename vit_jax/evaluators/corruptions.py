@@ -1,6 +1,6 @@
 """The mean corruption error of ImageNet-C (Hendrycks and Dietterich, 1903.12261)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -152,9 +152,20 @@ class Corruptions(Evaluator):
             ) from first
         return opened
 
-    def check(self, num_classes: int, program: Program, params: Params) -> None:
+    def check(
+        self,
+        num_classes: int,
+        program: Program,
+        params: Params,
+        label_names: Sequence[str] | None = None,
+    ) -> None:
         """Reads a batch of the first dataset; the others must be of its kind."""
         examples = list(self._examples.values())
+        found = [
+            each.match_classes(num_classes, label_names, whose="the model")
+            for each in examples
+        ]
+        self.notes = sorted({note for notes in found for note in notes})
         first = examples[0]
         first.check(num_classes)
         for other in examples:

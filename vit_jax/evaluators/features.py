@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax import distributed, progress, sharding, steps
-from vit_jax.errors import UserError
+from vit_jax.errors import NonFiniteLossError, UserError
 from vit_jax.evaluators.base import (
     Evaluator,
     Examples,
@@ -92,8 +92,19 @@ class OnFeatures(Evaluator):
         # As far as the data says; else the labels do, once they have been read.
         self.known_classes = None if None in known else max(k or 0 for k in known)
 
-    def check(self, num_classes: int, program: Program, params: Params) -> None:
-        del num_classes  # these labels need not be those that the head is for
+    def check(
+        self,
+        num_classes: int,
+        program: Program,
+        params: Params,
+        label_names: Sequence[str] | None = None,
+    ) -> None:
+        del num_classes, label_names  # the labels need not be those of the head
+        train = self.train.dataset
+        if None not in (train.label_names, train.num_classes):
+            self.notes = self.test.match_classes(
+                train.num_classes or 0, train.label_names, whose="train_split"
+            )
         for examples in (self.train, self.test):
             dataset = examples.dataset
             if dataset.label_classes is not None:
@@ -203,6 +214,9 @@ def represent(
       step: a compiled feature step, whose results each device has whole.
       params: of the model.
       check: called once a batch; what it raises ends the evaluation.
+
+    Raises:
+      NonFiniteLossError: a feature is not finite.
     """
     total = examples.dataset.num_examples
     labels, features, done = np.empty(total, np.int32), None, 0
@@ -222,6 +236,12 @@ def represent(
             tell(end - done)
             done = end
     assert features is not None, "a dataset without an example"
+    bad = done - int(np.isfinite(features[:done]).all(axis=1).sum())
+    if bad:
+        raise NonFiniteLossError(
+            f"{examples.dataset.source.name}: the features of {bad} of {done} images "
+            "are not finite: the parameters, or what the model makes of them, are not"
+        )
     return Represented(features[:done], labels[:done])
 
 

@@ -11,7 +11,7 @@ and of classes with equal votes the lower.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -100,13 +100,19 @@ class KNN(OnFeatures):
         self.temperature = temperature
         self._top5 = self.known_classes is None or self.known_classes > 5
 
-    def check(self, num_classes: int, program: Program, params: Params) -> None:
+    def check(
+        self,
+        num_classes: int,
+        program: Program,
+        params: Params,
+        label_names: Sequence[str] | None = None,
+    ) -> None:
         if max(self.ks) > (n := self.train.dataset.num_examples):
             raise UserError(
                 f"{self.where}: k is {self.ks[0]} and k_sweep {self.ks[1:]}, but "
                 f"train_split has only {n} images"
             )
-        super().check(num_classes, program, params)
+        super().check(num_classes, program, params, label_names)
 
     def result_names(self) -> list[str]:
         names = ("accuracy", "top5_accuracy") if self._top5 else ("accuracy",)

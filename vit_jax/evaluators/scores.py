@@ -3,7 +3,8 @@
 Axes: b batch, k classes.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +13,11 @@ import numpy as np
 
 from vit_jax import steps
 from vit_jax.data import Dataset
-from vit_jax.errors import UserError
+from vit_jax.errors import NonFiniteLossError, UserError
 from vit_jax.evaluators.base import apply_at_any_size
 from vit_jax.program import Program
+
+Prediction = Callable[[Any, steps.Batch], tuple[jax.Array, jax.Array]]
 
 TOP = 5
 BINS = 15  # of the confidence, as in Guo et al., arXiv:1706.04599
@@ -39,17 +42,12 @@ def make_step(
       dataset: that the batches are of.
       classes: that logits and labels are restricted to, before anything else.
     """
-    mean, std = jnp.array(dataset.mean), jnp.array(dataset.std)
+    predict = make_prediction(program, dataset, classes)
     loss = program.eval_loss
-    k = program.num_classes if classes is None else len(classes)
-    apply = apply_at_any_size(program)
 
     def eval_step(params: Any, batch: steps.Batch) -> steps.Scalars:
-        images = steps.normalize(batch["image"], mean, std)
-        logits = apply({"params": params}, images, train=False)
-        logits, labels = logits.astype(jnp.float32), batch["label"]
-        if classes is not None:
-            logits, labels = restrict(logits, labels, classes)
+        logits, labels = predict(params, batch)
+        k = logits.shape[-1]
         targets = loss.targets(labels, k)  # [b, k]
         is_label = targets > 0.5
         counted, rows = batch["mask"], {}
@@ -74,6 +72,27 @@ def make_step(
         return rows
 
     return eval_step
+
+
+def make_prediction(
+    program: Program, dataset: Dataset, classes: Sequence[int] | None
+) -> Prediction:
+    """A pure function (params, batch) -> logits float32 [b, k], and labels [b(, k)].
+
+    The arguments are those of `make_step`.
+    """
+    mean, std = jnp.array(dataset.mean), jnp.array(dataset.std)
+    apply = apply_at_any_size(program)
+
+    def predict(params: Any, batch: steps.Batch) -> tuple[jax.Array, jax.Array]:
+        images = steps.normalize(batch["image"], mean, std)
+        logits = apply({"params": params}, images, train=False)
+        logits, labels = logits.astype(jnp.float32), batch["label"]
+        if classes is not None:
+            return restrict(logits, labels, classes)
+        return logits, labels
+
+    return predict
 
 
 def restrict(
@@ -123,6 +142,7 @@ class Totals:
         over them.
       class_examples: examples [k] by label, where a label is a set in each of its;
         `class_correct`: the correct ones among them.
+      class_predicted: examples [k] by prediction, where a label is one class.
       confusion: counts [k, k] by label and prediction, or None.
     """
 
@@ -135,6 +155,7 @@ class Totals:
         self.bins_confidence = np.zeros(BINS)
         self.class_examples = np.zeros(k, np.int64)
         self.class_correct = np.zeros(k, np.int64)
+        self.class_predicted = None if multi_hot else np.zeros(k, np.int64)
         self.confusion: np.ndarray | None = None
         if not multi_hot and k <= CONFUSION_CLASSES:
             self.confusion = np.zeros((k, k), np.int64)
@@ -154,6 +175,9 @@ class Totals:
             label, prediction = rows["label"][counted], rows["prediction"][counted]
             known = (label >= 0) & (label < len(self.class_examples))
             self.outside += int((~known).sum())
+            if self.class_predicted is not None:
+                k = len(self.class_predicted)
+                self.class_predicted += np.bincount(prediction, minlength=k)
             if self.confusion is not None:
                 np.add.at(self.confusion, (label[known], prediction[known]), 1)
 
@@ -170,6 +194,7 @@ class Totals:
 
         Raises:
           UserError: no example counts, or a label is of no class.
+          NonFiniteLossError: the loss is not finite.
         """
         if self.outside:
             raise UserError(
@@ -179,11 +204,13 @@ class Totals:
             )
         if self.examples == 0:
             raise UserError(f"{where}: no example of the split has a label")
+        check_loss(self.loss, self.examples, where)
 
     def scalars(self) -> dict[str, float | int]:
         """What `scalar_names` names."""
         found: dict[str, float | int] = {
             "accuracy": self.correct / self.examples,
+            "mean_class_accuracy": self.mean_class_accuracy(),
             "top5_accuracy": self.in_top / self.examples,
             "loss": self.loss / self.examples,
             "calibration_error": self.calibration_error(),
@@ -199,25 +226,72 @@ class Totals:
         gaps = np.abs(self.bins_correct - self.bins_confidence)
         return float(gaps.sum() / self.examples)
 
-    def record(self) -> dict[str, Any]:
-        """What is not a scalar."""
+    def mean_class_accuracy(self) -> float:
+        """Of the classes that occur: balanced accuracy."""
         accuracy = _share(self.class_correct, self.class_examples)
         known = [value for value in accuracy if value is not None]
+        return sum(known) / len(known)
+
+    def record(self) -> dict[str, Any]:
+        """What is not a scalar."""
         return {
-            "mean_class_accuracy": sum(known) / len(known) if known else None,
+            "mean_class_accuracy": self.mean_class_accuracy(),
             "calibration": {
                 "examples": self.bins,
                 "accuracy": _share(self.bins_correct, self.bins),
                 "confidence": _share(self.bins_confidence, self.bins),
             },
-            "per_class": {"examples": self.class_examples, "accuracy": accuracy},
+            "per_class": self._per_class(),
         }
+
+    def _per_class(self) -> dict[str, Any]:
+        """Where a label is one class, `accuracy` is the class's recall."""
+        recall = _share(self.class_correct, self.class_examples)
+        found: dict[str, Any] = {"examples": self.class_examples, "accuracy": recall}
+        if self.class_predicted is not None:
+            precision = _share(self.class_correct, self.class_predicted)
+            both = zip(precision, recall, strict=True)
+            found |= {"precision": precision, "recall": recall}
+            found["f1"] = [f1(p, r) for p, r in both]
+        return found
+
+
+def check_loss(loss: float, examples: int, where: str) -> None:
+    """Refuses results of a model whose outputs are not numbers.
+
+    Raises:
+      NonFiniteLossError: the loss is not finite.
+    """
+    if not math.isfinite(loss):
+        raise NonFiniteLossError(
+            f"{where}: the loss of {examples} examples is {loss:.4g}: the parameters, "
+            "or what the model makes of them, are not finite"
+        )
+
+
+def f1(precision: float | None, recall: float | None) -> float | None:
+    """2 p r / (p + r); None where there is neither a label nor a prediction.
+
+    >>> f1(0.5, 1.0), f1(None, 0.0), f1(None, None)
+    (0.6666666666666666, 0.0, None)
+    """
+    if precision is None and recall is None:
+        return None
+    p, r = precision or 0.0, recall or 0.0
+    return 2 * p * r / (p + r) if p + r else 0.0
 
 
 def scalar_names(num_classes: int) -> list[str]:
     """The scalars of `Totals`; the best five of five would mean nothing."""
     top = ["top5_accuracy"] if num_classes > TOP else []
-    return ["accuracy", *top, "loss", "calibration_error", "examples"]
+    return [
+        "accuracy",
+        "mean_class_accuracy",
+        *top,
+        "loss",
+        "calibration_error",
+        "examples",
+    ]
 
 
 def _share(parts: np.ndarray, of: np.ndarray) -> list[float | None]:

@@ -1,16 +1,15 @@
 """Models by name; the only part of vit_jax that knows Flax Linen."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.models import layers, variants
-from vit_jax.models.attention import Attend
+from vit_jax.models.attention import Attend, choose_attention
 from vit_jax.models.blocks import sincos2d
-from vit_jax.models.fused_attention import choose_attention
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.resnet import ResNet, stem_stride
 from vit_jax.models.variants import SIZES, list_models
@@ -82,6 +81,7 @@ def create(
             f'"{list_models(name)[0]}", or set model.{missing[0]}'
         )
     _check_choices(MODELS[name], values)
+    _check_sizes(values)
     return MODELS[name](**values)
 
 
@@ -131,10 +131,38 @@ def place(
     constrain: Callable[[jax.Array], jax.Array],
     attend: Attend | None,
     classify: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    platform: str,
 ) -> Any:
     """The model as it runs on a mesh; see the fields of `VisionTransformer`."""
     placed = model.clone(constrain=constrain, classify=classify)
+    if isinstance(placed, VisionTransformer) and placed.recompute_gelu is None:
+        nothing_else = placed.remat_policy in ("auto", "none") and not placed.scan
+        placed = placed.clone(recompute_gelu=platform == "gpu" and nothing_else)
     return placed if attend is None else placed.clone(attend=attend)
+
+
+# Larger numbers are slips of the finger, which the compiler may not survive.
+_LARGEST = {
+    "depth": 2**12,
+    "num_classes": 2**24,
+    "num_heads": 2**12,
+    "registers": 2**12,
+}
+_LARGEST_OTHER = 2**20
+
+
+def _check_sizes(values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if key == "head_bias_init":  # it may be negative
+            continue
+        largest = _LARGEST[key] if key in _LARGEST else _LARGEST_OTHER
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            if isinstance(number, int) and not 0 <= number <= largest:
+                raise UserError(
+                    f"config.model.{key} is {value}: it should be at most {largest:,}, "
+                    "and not negative"
+                )
 
 
 def _check_choices(model: type, values: dict[str, Any]) -> None:

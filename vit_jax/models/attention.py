@@ -4,9 +4,11 @@ Axes: b batch, q queries (target), s keys and values (source), n tokens, d width
 h heads, k head dim.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -14,8 +16,105 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax.ad_checkpoint import checkpoint_name
 
-# (query, key, value) [b, n, h, k] to what was attended to [b, n, h, k].
-Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+from vit_jax.errors import UserError
+from vit_jax.models import cudnn_attention, fused_attention
+
+Choice = Literal["auto", "plain", "fused", "cudnn"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Attend:
+    """What computes self-attention in place of `dot_product_attention`.
+
+    Attributes:
+      run: (query, key, value [b, n, h, k]) to what was attended to [b, n, h, k]. With
+        the keyword `tokens` only so many keys, from the first, are real.
+      padding: (n, k, dtype) to how many tokens `run` wants added.
+    """
+
+    run: Callable[..., jax.Array]
+    padding: Callable[[int, int, Any], int] = lambda tokens, width, dtype: 0
+
+
+def choose_attention(
+    attention: Choice, platform: str, device_kind: str, capability: str | None = None
+) -> Attend | None:
+    """What computes `model.attention` on a device; None is the plain one.
+
+    Args:
+      attention: the key of the config.
+      platform: of the device, such as "gpu"; `device_kind` is what JAX calls it.
+      capability: the compute capability of a GPU, such as "9.0".
+
+    Raises:
+      UserError: the device does not have the kernel that is asked for.
+
+    >>> choose_attention("auto", "gpu", "NVIDIA V100", "7.0") is None
+    True
+    """
+    if attention == "plain":
+        return None
+    if attention == "cudnn" or (attention == "auto" and platform == "gpu"):
+        return _by_cudnn(attention, device_kind, capability)
+    if attention == "fused" or platform == "tpu":
+        return _by_tpu_kernel(attention, platform, device_kind)
+    return Attend(heads_first_attention) if platform == "cpu" else None
+
+
+def _by_cudnn(
+    attention: Choice, device_kind: str, capability: str | None
+) -> Attend | None:
+    if not cudnn_attention.runs_on(capability):
+        if attention == "auto":
+            return None
+        raise UserError(
+            f'model.attention="cudnn" cannot be used on {device_kind}, only on NVIDIA '
+            'GPUs since Ampere (A100, L4, RTX 30 and later): use "auto" or "plain"'
+        )
+    run = functools.partial(cudnn_attention.cudnn_attention, capability=capability)
+
+    def taken(tokens: int, width: int, dtype: Any) -> bool:
+        if attention == "auto" and tokens < cudnn_attention.FEWEST_TOKENS:
+            return False
+        return cudnn_attention.unsupported(width, dtype, capability) is None
+
+    def padding(tokens: int, width: int, dtype: Any) -> int:
+        return cudnn_attention.padding(tokens) if taken(tokens, width, dtype) else 0
+
+    def where_faster(
+        query: jax.Array, key: jax.Array, value: jax.Array, *, tokens: int | None = None
+    ) -> jax.Array:
+        if taken(tokens or query.shape[1], query.shape[-1], query.dtype):
+            return run(query, key, value, tokens=tokens)
+        return dot_product_attention(query, key, value)[0]
+
+    return Attend(where_faster if attention == "auto" else run, padding)
+
+
+def _by_tpu_kernel(attention: Choice, platform: str, device_kind: str) -> Attend | None:
+    # There kernels cannot multiply bfloat16 matrices: the compiler refuses them, after
+    # all else has been compiled.
+    if device_kind.startswith(("TPU v2", "TPU v3")):
+        if attention == "auto":
+            return None
+        raise UserError(
+            f'model.attention="fused" cannot be used on {device_kind}, only on TPU v4 '
+            'and later: use "auto" or "plain"'
+        )
+    is_v4 = device_kind.startswith("TPU v4")
+    vmem = fused_attention.VMEM_V4 if is_v4 else fused_attention.VMEM_V5
+    run = functools.partial(
+        fused_attention.fused_attention, interpret=platform != "tpu", vmem=vmem
+    )
+
+    def where_supported(
+        query: jax.Array, key: jax.Array, value: jax.Array
+    ) -> jax.Array:
+        if fused_attention.unsupported(query, key, vmem=vmem) is None:
+            return run(query, key, value)
+        return dot_product_attention(query, key, value)[0]
+
+    return Attend(where_supported if attention == "auto" else run)
 
 
 def dot_product_attention(
@@ -164,12 +263,21 @@ class MultiHeadAttention(nn.Module, kw_only=True):
 
         The weights are float32 and as they were before dropout.
         """
-        width = target.shape[-1]
+        tokens, width = target.shape[1:]
         heads = self.num_heads, width // self.num_heads
         project = functools.partial(
             Projection, dtype=self.dtype, param_dtype=self.param_dtype
         )
         to_heads = functools.partial(project, inputs=(width,), outputs=heads)
+        rng = self.make_rng("dropout") if train and self.dropout else None
+        attend = None if rng is not None or with_weights else self.attend
+        if attend is not None and attend.padding(tokens, heads[1], self.dtype):
+            # Here, because XLA fuses it with what wrote the tokens.
+            added = attend.padding(tokens, heads[1], self.dtype)
+            attend = dataclasses.replace(
+                attend, run=functools.partial(attend.run, tokens=tokens)
+            )
+            target = source = jnp.pad(target, ((0, 0), (0, added), (0, 0)))
         query = checkpoint_name(to_heads(name="query")(target), "q")  # [b, q, h k]
         key = checkpoint_name(to_heads(name="key")(source), "k")  # [b, s, h k]
         value = checkpoint_name(to_heads(name="value")(source), "v")
@@ -178,16 +286,15 @@ class MultiHeadAttention(nn.Module, kw_only=True):
         )
         if self.qk_norm:
             query, key = self._norm("query_ln", query), self._norm("key_ln", key)
-        rng = self.make_rng("dropout") if train and self.dropout else None
-        if self.attend is not None and rng is None and not with_weights:
-            out, weights = self.attend(query, key, value), None
+        if attend is not None:
+            out, weights = attend.run(query, key, value), None
         else:
             out, weights = dot_product_attention(
                 query, key, value, dropout=self.dropout, dropout_rng=rng
             )
         out = checkpoint_name(out.reshape(target.shape), "attn_o")
         out = project(inputs=heads, outputs=(width,), name="out")(out)  # [b, q, d]
-        return out, weights
+        return out[:, :tokens], weights
 
     def _norm(self, name: str, x: jax.Array) -> jax.Array:
         return nn.LayerNorm(

@@ -93,13 +93,15 @@ class AddPositionEmbs(nn.Module, kw_only=True):
 class MlpBlock(nn.Module, kw_only=True):
     """Two dense layers with a GELU or a gated SiLU (SwiGLU) between them.
 
-    What the nonlinearity is applied to is named "up" for remat policies.
+    What the nonlinearity is applied to is named "up" for remat policies. With
+    `recompute_gelu` GELU keeps nothing else for its gradient.
     """
 
     mlp_dim: int
     dropout: float = 0.0
     kind: Literal["gelu", "swiglu"] = "gelu"
     gelu: Literal["tanh", "erf"] = "tanh"
+    recompute_gelu: bool = False
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -117,7 +119,8 @@ class MlpBlock(nn.Module, kw_only=True):
         up = self.mlp_dim if self.kind == "gelu" else 2 * self.mlp_dim
         x = checkpoint_name(dense(up, name="Dense_0")(x), "up")
         if self.kind == "gelu":
-            x = nn.gelu(x, approximate=self.gelu == "tanh")  # [b, n, m]
+            gelu = functools.partial(nn.gelu, approximate=self.gelu == "tanh")
+            x = (jax.checkpoint(gelu) if self.recompute_gelu else gelu)(x)  # [b, n, m]
         else:
             gate, x = jnp.split(x, 2, axis=-1)
             x = nn.silu(gate) * x  # [b, n, m]
@@ -153,6 +156,7 @@ class Encoder1DBlock(nn.Module, kw_only=True):
     layer_scale: float | None
     mlp: Literal["gelu", "swiglu"]
     gelu: Literal["tanh", "erf"]
+    recompute_gelu: bool
     layer_norm_epsilon: float
     dtype: str
     param_dtype: str
@@ -195,6 +199,7 @@ class Encoder1DBlock(nn.Module, kw_only=True):
             dropout=self.dropout,
             kind=self.mlp,
             gelu=self.gelu,
+            recompute_gelu=self.recompute_gelu,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="MlpBlock_0",

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,56 +24,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from vit_jax.errors import UserError
-from vit_jax.models.attention import (
-    Attend,
-    dot_product_attention,
-    heads_first_attention,
-)
 
 LANES = 128  # of a vector register, and of a tile of memory
 # Vector memory of a core, bytes. TPUs after v4 have at least 64 MiB.
 VMEM_V4 = 16 * 2**20
 VMEM_V5 = 64 * 2**20
 LOG2_E = math.log2(math.e)
-
-
-def choose_attention(
-    attention: Literal["auto", "plain", "fused"], platform: str, device_kind: str
-) -> Attend | None:
-    """What computes `model.attention` on a device; None is the plain one.
-
-    Raises:
-      UserError: "fused" on a TPU whose matrix unit the kernels' compiler cannot use.
-
-    >>> choose_attention("plain", "cpu", "cpu"), choose_attention("auto", "gpu", "H100")
-    (None, None)
-    """
-    on_tpu = platform == "tpu"
-    if attention == "plain":
-        return None
-    if attention == "auto" and not on_tpu:
-        return heads_first_attention if platform == "cpu" else None
-    # There kernels cannot multiply bfloat16 matrices: the compiler refuses them, after
-    # all else has been compiled.
-    if device_kind.startswith(("TPU v2", "TPU v3")):
-        if attention == "auto":
-            return None
-        raise UserError(
-            f'model.attention="fused" cannot be used on {device_kind}, only on TPU v4 '
-            'and later: use "auto" or "plain"'
-        )
-    vmem = VMEM_V4 if device_kind.startswith("TPU v4") else VMEM_V5
-    if attention == "auto":
-        return functools.partial(_fused_where_supported, vmem=vmem)
-    return functools.partial(fused_attention, interpret=not on_tpu, vmem=vmem)
-
-
-def _fused_where_supported(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, vmem: int
-) -> jax.Array:
-    if unsupported(query, key, vmem=vmem) is None:
-        return fused_attention(query, key, value, vmem=vmem)
-    return dot_product_attention(query, key, value)[0]
 
 
 def fused_attention(

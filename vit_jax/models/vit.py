@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import UserError
-from vit_jax.models.attention import Attend
+from vit_jax.models.attention import Attend, Choice
 from vit_jax.models.blocks import MAPHead, classify, head_of, identity
 from vit_jax.models.encoder import Encoder, Name, RematPolicy, lifted_block
 from vit_jax.models.inputs import check_capture, check_images
@@ -92,14 +92,18 @@ class VisionTransformer(nn.Module, kw_only=True):
         compiler would compute it again in each product that reads it. Faster or slower,
         by the model's shape; see docs/planning.md. Without a remat policy it is kept
         for the backward pass too.
-      attention: "plain" as XLA compiles it, "fused" as one TPU kernel, which keeps its
-        scores out of memory (elsewhere it is interpreted, slowly), or "auto": fused on
-        TPUs, for the shapes that the kernel takes; laid out with heads first on CPUs.
+      recompute_gelu: the backward pass computes GELU again from its argument, instead
+        of keeping more. None means so on GPUs without a remat policy, where cuBLAS then
+        computes GELU together with the product before it.
+      attention: "plain" as XLA compiles it, "fused" as one TPU kernel (elsewhere it is
+        interpreted, slowly), "cudnn" as cuDNN's flash kernels (NVIDIA GPUs since
+        Ampere, bfloat16), which both keep their scores out of memory, or "auto": the
+        kernel of the device, for what it takes; laid out with heads first on CPUs.
         With `attention_dropout`, training has the plain one in any case.
       constrain: applied to the tokens [b, n, d] after the embedding and after every
         layer, for sharding constraints. Not a config key.
-      attend: attention (query, key, value [b, n, h, k]) -> [b, n, h, k] as `attention`
-        asks for on the devices at hand; None is the plain one. Not a config key.
+      attend: self-attention as `attention` asks for on the devices at hand; None is
+        the plain one. Not a config key.
       classify: the head's product (x [..., d], kernel [d, k], bias [k]) -> logits, for
         sharing the classes out among devices. Not a config key.
     """
@@ -135,7 +139,8 @@ class VisionTransformer(nn.Module, kw_only=True):
     remat_policy: RematPolicy = "auto"
     remat_names: tuple[Name, ...] | None = None
     write_norms: bool = False
-    attention: Literal["auto", "plain", "fused"] = "auto"
+    recompute_gelu: bool | None = None
+    attention: Choice = "auto"
     constrain: Callable[[jax.Array], jax.Array] = identity
     attend: Attend | None = None
     classify: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] = classify
@@ -297,6 +302,7 @@ class VisionTransformer(nn.Module, kw_only=True):
             layer_scale=self.layer_scale,
             mlp=self.mlp,
             gelu=self.gelu,
+            recompute_gelu=bool(self.recompute_gelu),
             layer_norm_epsilon=self.layer_norm_epsilon,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

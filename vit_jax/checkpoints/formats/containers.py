@@ -20,7 +20,6 @@ import numpy as np
 from vit_jax.checkpoints.formats.tensors import (
     BFLOAT16,
     MAX_HEADER,
-    ZIP_ERRORS,
     Tensor,
     Tensors,
     broken,
@@ -31,7 +30,7 @@ from vit_jax.checkpoints.formats.tensors import (
     read_exactly,
 )
 from vit_jax.checkpoints.formats.torch_files import SavedDict, open_torch
-from vit_jax.errors import UserError
+from vit_jax.errors import ZIP_ERRORS, UserError
 
 _TORCH_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 

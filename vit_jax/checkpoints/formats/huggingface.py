@@ -45,6 +45,10 @@ _IGNORED = (
 )
 # SigLIP's classifier is on the mean of the patches, whatever else the file holds.
 _SIGLIP_HEAD = r"vision_model\.head\..*"
+# Larger than any model: who writes more means to fill the memory.
+_MOST_LAYERS, _MOST = 1_000, 2**20
+_SIZES = ("image_size", "patch_size")  # one number, or height and width
+_SHOWN = 60  # letters of a value that a message repeats
 _QKV = re.compile(r"attention\.attention\.(query|key|value)\.weight$")
 _GELU = {"gelu": "erf", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
 
@@ -70,7 +74,9 @@ def infer(
         model_types.refuse(kind, tuple(PREFIXES))
     if kind == "siglip":  # image and text; ours is the image's
         config = config["vision_config"] if "vision_config" in config else {}
-    config = {**_defaults(kind), **config}
+    if not isinstance(config, Mapping):
+        raise UserError("config.json: vision_config is no object")
+    config = check_values({**_defaults(kind), **config}, _defaults(kind))
     act = config["hidden_act"]
     if act not in _GELU:
         raise UserError(
@@ -112,6 +118,38 @@ def infer(
         patch = fields["patch_size"] = height
     grid = tuple(size // patch for size in _pair(config["image_size"]))
     return Inferred(fields, grid[0] * grid[1], (patch, patch), grid)
+
+
+def check_values(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:
+    """The config; values of another kind than transformers' defaults are refused.
+
+    Args:
+      config: with a value for each key of `defaults`.
+      defaults: of transformers, whose types are those that are expected.
+
+    Raises:
+      UserError: with the key.
+    """
+    for key, default in defaults.items():
+        value = config[key]
+        numbers = value if key in _SIZES and isinstance(value, list) else [value]
+        good, expected = True, type(default).__name__
+        if isinstance(default, bool | str):
+            good = type(value) is type(default)
+        elif isinstance(default, int):
+            most = _MOST_LAYERS if key == "num_hidden_layers" else _MOST
+            least = 0 if key == "num_register_tokens" else 1
+            good = all(type(n) is int and least <= n <= most for n in numbers)
+            good &= isinstance(value, int) or len(numbers) == 2
+            expected = f"a whole number from {least} to {most:,}"
+        elif isinstance(default, float):
+            good = isinstance(value, int | float) and 0 <= value < _MOST
+            good &= not isinstance(value, bool)
+            expected = "a number"
+        if not good:
+            shown = str(value)[:_SHOWN]
+            raise UserError(f"config.json has {key} {shown!r}; expected {expected}")
+    return config
 
 
 def leaves_head_out(known: Mapping[str, Any]) -> bool:

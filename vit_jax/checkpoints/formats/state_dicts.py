@@ -159,6 +159,8 @@ def _choose(
                 f"{', '.join(map(str, candidates))}"
             )
         candidates = named
+    if not candidates:
+        raise UserError(f"{path} holds no arrays")
     first, *rest = sorted(candidates, key=lambda c: c.rank)
     equal = [c for c in rest if c.rank == first.rank]
     if equal:

@@ -1,13 +1,10 @@
 """Named arrays of a file that is read only where it is asked for."""
 
 import dataclasses
-import lzma
 import math
 import os
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -15,7 +12,7 @@ from typing import IO, Any
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.errors import UserError
+from vit_jax.errors import ZIP_ERRORS, UserError
 
 # A header larger than this is refused: the largest published model has some 2,000
 # arrays, 200 kB of header.
@@ -27,16 +24,6 @@ CHUNK = 2**20
 # More than any array in memory.
 _MAX_SIZE, _MAX_AXES = 2**48, 32
 BFLOAT16 = np.dtype(jnp.bfloat16)
-# What reading an archive raises: damaged, encrypted, or packed in a way unknown here.
-ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    ValueError,
-    RuntimeError,
-)
 
 
 @dataclasses.dataclass(frozen=True)

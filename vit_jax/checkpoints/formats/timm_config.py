@@ -14,6 +14,7 @@ from vit_jax.checkpoints.formats.layouts import Shape
 from vit_jax.checkpoints.formats.metadata import About
 from vit_jax.errors import UserError
 
+_MOST = 2**20  # pixels of a side
 _POOLS = {"token": "token", "avg": "gap", "map": "map", "": "none"}
 _GELUS = {"gelu": "erf", "gelu_erf": "erf", "gelu_tanh": "tanh"}
 # Names of timm's models whose tensors alone are those of another one.
@@ -97,7 +98,9 @@ def fields_of(config: Mapping[str, Any]) -> Fields:
     if pool is not None and re.match(r"(vit|deit|flexivit|eva|beit|test_vit)", name):
         fields["pool"] = _of("global_pool", pool, _POOLS)
     if "num_heads" in args and args["num_heads"] is not None:
-        fields["num_heads"] = int(args["num_heads"])
+        if type(args["num_heads"]) is not int:
+            raise UserError("config.json: model_args has a num_heads that is no number")
+        fields["num_heads"] = args["num_heads"]
     if args.get("act_layer") is not None and args["act_layer"] != "silu":
         fields["gelu"] = _of("act_layer", args["act_layer"], _GELUS)
     return fields
@@ -119,10 +122,13 @@ def image_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
     size = args.get("img_size")
     if size is None:
         return None
-    if isinstance(size, int):
-        return size, size
-    height, width = size
-    return int(height), int(width)
+    sides = size if isinstance(size, list) else [size, size]
+    if len(sides) != 2 or not all(type(n) is int and 0 < n <= _MOST for n in sides):
+        raise UserError(
+            f"config.json: model_args has img_size {str(size)[:60]!r}; expected one "
+            f"whole number, or two, up to {_MOST:,}"
+        )
+    return sides[0], sides[1]
 
 
 def label_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -144,6 +150,8 @@ def _names(found: Any) -> tuple[str, ...] | None:
         return tuple(str(name) for name in found)
     if not isinstance(found, dict):
         return None
+    if not all(str(number).isdecimal() for number in found):
+        return None  # names of another kind
     by_number = {int(number): str(name) for number, name in found.items()}
     if sorted(by_number) != list(range(len(by_number))):
         return None  # with gaps
@@ -151,7 +159,7 @@ def _names(found: Any) -> tuple[str, ...] | None:
 
 
 def _of(key: str, value: Any, known: Mapping[str, str]) -> str:
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise UserError(
             f'config.json: {key} is "{value}"; supported are '
             + ", ".join(f'"{k}"' for k in known)

@@ -25,7 +25,6 @@ from vit_jax.checkpoints.formats.tensors import (
     BFLOAT16,
     CHUNK,
     MAX_HEADER,
-    ZIP_ERRORS,
     Tensor,
     broken,
     check_expansion,
@@ -34,7 +33,7 @@ from vit_jax.checkpoints.formats.tensors import (
     read_exactly,
 )
 from vit_jax.checkpoints.formats.torch_pickle import Named
-from vit_jax.errors import UserError
+from vit_jax.errors import ZIP_ERRORS, UserError
 
 # A dict of tensors by name; where one cannot be read, a text that says why.
 SavedDict = dict[str, Tensor | str]

@@ -218,7 +218,7 @@ def fields_of(built: Any) -> dict[str, Any]:
     """
     names = {kind: name for name, kind in models.MODELS.items()}
     about = {"parent", "name", "constrain", "attend", "classify", "remat_names"}
-    about |= {"scan", "remat_policy", "write_norms", "attention"}
+    about |= {"scan", "remat_policy", "write_norms", "recompute_gelu", "attention"}
     about |= {"dtype", "param_dtype"}
     values = {k: v for k, v in vars(built).items() if not k.startswith("_")}
     kept = {k: v for k, v in values.items() if k not in about and v is not None}

@@ -46,10 +46,10 @@ def read(path: str, columns: Sequence[tuple[str, str]]) -> Iterator[Row]:
         separator = _separator(file.readline(), [name for _, name in columns])
         file.seek(0)
         reader = csv.reader(file, delimiter=separator, strict=True)
-        names = [name.strip() for name in next(reader, [])]
-        for flag, name in columns:
-            check_column(path, flag, name, names)
         try:
+            names = [name.strip() for name in next(reader, [])]
+            for flag, name in columns:
+                check_column(path, flag, name, names)
             for cells in reader:
                 if not cells:  # an empty line
                     continue
@@ -109,7 +109,10 @@ def _separator(line: str, wanted: Sequence[str]) -> str:
     (';', ',')
     """
     for separator in _SEPARATORS:
-        names = next(csv.reader([line], delimiter=separator), [])
+        try:
+            names = next(csv.reader([line], delimiter=separator), [])
+        except csv.Error:  # told with its line, by whoever reads the file
+            continue
         if all(name in (n.strip() for n in names) for name in wanted):
             return separator
     return ","

@@ -207,3 +207,27 @@ def _check(images: np.ndarray, labels: np.ndarray, where: str) -> None:
             f"{where}: {len(images)} images but {len(labels)} labels; one for each "
             "is needed."
         )
+    if integers:
+        _check_class_numbers(labels, where)
+
+
+def _check_class_numbers(labels: np.ndarray, where: str) -> None:
+    bounds = np.iinfo(np.int32)
+    bad = np.zeros(0, np.int64)
+    if integers:
+        bad = np.flatnonzero((labels < bounds.min) | (labels > bounds.max))
+    if len(bad):
+        raise UserError(
+            f"{where}, record {bad[0]}: label {labels[bad[0]]} is no class number "
+            f"({len(bad)} of {len(labels)} labels have more than 32 bits); correct the "
+            "labels."
+        )
+
+
+def labels_are_sets(labels: np.ndarray) -> np.ndarray:
+    """Whether all values of label vectors [..., k] are in [0, 1]; NaN is not.
+
+    >>> labels_are_sets(np.array([[0.0, 1.0], [0.5, -3.0], [0.5, np.nan]])).tolist()
+    [True, False, False]
+    """
+    return np.asarray(((labels >= 0) & (labels <= 1)).all(axis=-1))

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import numpy as np
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MOST_DIGITS = 10
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
 
 Feature = list[memoryview] | np.ndarray
@@ -107,15 +108,18 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """A base-128 number, lowest digit first, and the position after it."""
-    value, shift = 0, 0
-    while position < len(message):
-        byte = message[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
+    """A base-128 number, lowest digit first, and the position after it.
+
+    It has 64 bits, so at most ten digits: without that limit a message of nothing but
+    first digits would take hours.
+    """
+    value = 0
+    for i, byte in enumerate(message[position : position + _MOST_DIGITS]):
+        value |= (byte & 0x7F) << 7 * i
         if byte < 0x80:
-            return value, position
-        shift += 7
+            return value % 2**64, position + i + 1
+    if position + _MOST_DIGITS <= len(message):
+        raise ValueError("a number of more than 64 bits")
     raise ValueError("cut short")
 
 

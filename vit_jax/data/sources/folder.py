@@ -273,7 +273,8 @@ def _said(left_out: Counter[str]) -> str:
     counts = [f"{count:,} {kind}" for kind, count in left_out.most_common() if count]
     if not counts:
         return ""
-    return f"{left_out.total():,} files: {', '.join(counts)}"
+    files = "1 file" if left_out.total() == 1 else f"{left_out.total():,} files"
+    return f"{files}: {', '.join(counts)}"
 
 
 def _is_utf8(name: str) -> bool:

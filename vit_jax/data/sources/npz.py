@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import zipfile
-import zlib
 from collections.abc import Collection, Iterator, Sequence
 from typing import BinaryIO
 
@@ -12,7 +10,7 @@ import numpy as np
 from vit_jax.data import splits
 from vit_jax.data.sources import convert
 from vit_jax.data.sources.arrays import ArraySource, Loaded, open_arrays
-from vit_jax.errors import UserError
+from vit_jax.errors import ZIP_ERRORS, UserError
 
 # Words of the keys of images and of labels, in any case.
 _IMAGES = ("x", "image", "images", "img", "imgs", "data")
@@ -83,7 +81,7 @@ def _archive(path: str) -> Iterator[np.lib.npyio.NpzFile]:
 def _open(file: BinaryIO, path: str) -> np.lib.npyio.NpzFile:
     try:
         archive = np.load(file, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
+    except (*ZIP_ERRORS, OSError) as e:
         raise UserError(f"{path} is not a readable .npz file: {e}") from e
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise UserError(f"{path} is a single array; expected a .npz file with several.")
@@ -123,10 +121,10 @@ def _by_split(names: Sequence[str], words: Collection[str]) -> dict[str, str]:
 def _load(archive: np.lib.npyio.NpzFile, key: str, path: str) -> np.ndarray:
     try:
         return archive[key]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+    except (*ZIP_ERRORS, OSError) as e:
         if "allow_pickle" in str(e):
             raise UserError(
                 f"{path}: {key} holds Python objects, which may be code; save numbers, "
                 "or text with dtype=str."
             ) from e
-        raise UserError(f"{path}: {key} cannot be read: {e}") from e
+        raise UserError(f"{path}: {key} cannot be read: {str(e)[:200]}") from e

@@ -16,6 +16,7 @@ import numpy as np
 
 from vit_jax.data import catalog, decode, splits
 from vit_jax.data.crop import Crop, cut
+from vit_jax.data.sources.arrays import labels_are_sets
 from vit_jax.data.sources.base import BUILT_IN
 from vit_jax.data.sources.example import Feature, parse_example
 from vit_jax.data.sources.records import ArrayRecords, Shard, TfRecords
@@ -111,6 +112,10 @@ class TfdsSource:
         if self._label_kind == "vector":
             if len(label) != k:
                 raise self._error(index, f"has {len(label)} label values, not {k}")
+            if not labels_are_sets(label):
+                values = ", ".join(f"{x:g}" for x in label[:5])
+                what = f'has the values {values} as "{self._label_key}", and a label'
+                raise self._error(index, f"{what} of several classes is within 0..1")
             return label.astype(np.float32)
         if k is not None and len(label) and not 0 <= min(label) <= max(label) < k:
             bad = next(x for x in label.tolist() if not 0 <= x < k)
@@ -151,7 +156,8 @@ def open_tfds(
         image_key: a feature that is an image; nested ones as "a/b". Default: as in the
             catalog, else "image".
         label_key: a ClassLabel or integer; a sequence of ClassLabels, which becomes
-            multi-hot; or a vector of numbers. Default: as in the catalog, else "label".
+            multi-hot, also those in a sequence of features, such as "objects/label";
+            or a vector of numbers. Default: as in the catalog, else "label".
 
     Raises:
         UserError: whatever is missing, or is in a format that is not read.
@@ -176,13 +182,15 @@ def open_tfds(
     features = _features(folder)
     label_names = _label_names(folder, label_key)
     if features is not None:
-        _check_image(_feature(features, image_key, "image_key", folder), image_key)
+        image, of_many = _feature(features, image_key, "image_key", folder)
+        _check_image(image, image_key, of_many=of_many)
     if entry is not None and entry.label is not None:
         label = Label("class", entry.num_classes)
     elif features is None:  # prepared before TFDS 4.3
         label = Label("class", len(label_names) if label_names else None)
     else:
-        label = _label(_feature(features, label_key, "label_key", folder), label_key)
+        feature, of_many = _feature(features, label_key, "label_key", folder)
+        label = _label(feature, label_key, of_many=of_many)
     if entry is not None and len(entry.label_names or ()) == label.num_classes:
         label_names = entry.label_names
     identity = (info["name"], info.get("configName"), info["version"], lengths)
@@ -317,48 +325,64 @@ def _features(folder: str) -> dict[str, Any] | None:
 
 def _feature(
     features: dict[str, Any], key: str, option: str, folder: str
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], bool]:
+    """The feature that a key names, and whether a record holds a sequence of it."""
     found: dict[str, Any] = {}
+    of_many = from_sequence = False
     for part in key.split("/"):
+        if not features:
+            raise UserError(
+                f'config.data.{option}="{key}": in {folder} there is nothing below '
+                f'"{key.removesuffix(f"/{part}")}", which is of type {_kind(found)}.'
+            )
         if part not in features:
             raise UserError(
                 f'config.data.{option}="{key}": {folder} has no such feature; '
                 f"{did_you_mean(part, features)} (it has: {', '.join(features)})."
             )
-        found = features[part]
-        features = found.get("featuresDict", {}).get("features", {})
-    return found
+        found, of_many = features[part], of_many or from_sequence
+        inner = found.get("sequence", {}).get("feature", {})
+        from_sequence = "featuresDict" in inner
+        inner = inner if from_sequence else found
+        features = inner.get("featuresDict", {}).get("features", {})
+    return found, of_many
 
 
 def _kind(feature: dict[str, Any]) -> str:
     return feature["pythonClassName"].rpartition(".")[2]
 
 
-def _check_image(feature: dict[str, Any], key: str) -> None:
+def _check_image(feature: dict[str, Any], key: str, *, of_many: bool) -> None:
     dtype = feature.get("image", {}).get("dtype", "uint8")
-    if "image" not in feature or dtype not in ("uint8", "uint16"):
+    if "image" not in feature or dtype not in ("uint8", "uint16") or of_many:
+        what = f"{_kind(feature)}, {dtype}" + (", in a sequence" if of_many else "")
         raise UserError(
-            f'config.data.image_key="{key}" is of type {_kind(feature)}, {dtype}; '
-            "expected an Image of uint8 or uint16."
+            f'config.data.image_key="{key}" is of type {what}; expected an Image of '
+            "uint8 or uint16."
         )
 
 
-def _label(feature: dict[str, Any], key: str) -> Label:
-    if "classLabel" in feature:
-        return Label("class", _int_or_none(feature["classLabel"].get("numClasses")))
+def _label(feature: dict[str, Any], key: str, *, of_many: bool) -> Label:
     inner = feature.get("sequence", {}).get("feature", {})
-    if "numClasses" in inner.get("classLabel", {}):
+    if "classLabel" in feature:
+        count = _int_or_none(feature["classLabel"].get("numClasses"))
+        if not of_many:
+            return Label("class", count)
+        if count is not None:
+            return Label("classes", count)
+    elif "numClasses" in inner.get("classLabel", {}) and not of_many:
         return Label("classes", int(inner["classLabel"]["numClasses"]))
     tensor = feature.get("tensor", {})
     shape = [int(d) for d in tensor.get("shape", {}).get("dimensions", ())]
-    if tensor.get("encoding", "none") == "none":
+    if tensor.get("encoding", "none") == "none" and not of_many:
         if not shape and "int" in tensor.get("dtype", ""):
             return Label("class", None)
         if len(shape) == 1 and shape[0] > 0 and tensor["dtype"] != "string":
             return Label("vector", shape[0])
+    within = ", in a sequence" if of_many else ""
     raise UserError(
-        f'config.data.label_key="{key}" is of type {_kind(feature)}; expected a '
-        "ClassLabel, an integer, a sequence of ClassLabels, or a vector of numbers."
+        f'config.data.label_key="{key}" is of type {_kind(feature)}{within}; expected '
+        "a ClassLabel, an integer, a sequence of ClassLabels, or a vector of numbers."
     )
 
 
