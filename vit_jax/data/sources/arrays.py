@@ -213,9 +213,7 @@ def _check(images: np.ndarray, labels: np.ndarray, where: str) -> None:
 
 def _check_class_numbers(labels: np.ndarray, where: str) -> None:
     bounds = np.iinfo(np.int32)
-    bad = np.zeros(0, np.int64)
-    if integers:
-        bad = np.flatnonzero((labels < bounds.min) | (labels > bounds.max))
+    bad = np.flatnonzero((labels < bounds.min) | (labels > bounds.max))
     if len(bad):
         raise UserError(
             f"{where}, record {bad[0]}: label {labels[bad[0]]} is no class number "
