@@ -44,6 +44,10 @@ from vit_jax.launch.sweep.study import Study
 from vit_jax.launch.sweep.table import Row
 from vit_jax.launch.sweep.trials import Trial
 
+# What `write_tables` may write besides sweep.csv and sweep.md.
+_TABLES = {"sweep_settings.csv", "sweep_groups.csv"}
+_SHOWN = 5  # runs that a sentence names
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns its exit code.
@@ -275,8 +279,13 @@ def write_tables(found: Sequence[Trial], base: job.Job, metric: str) -> list[Row
         text = f"{text}\n{groups.as_markdown(found_groups, metric)}"
         files["sweep.md"] = text
         files["sweep_groups.csv"] = groups.as_csv(found_groups, metric)
+    if others := not_asked_for(base, found):
+        text = f"{text}\n{others}\n"
+        files["sweep.md"] = text
     for name, content in files.items():
         workdirs.write_atomically(epath.Path(directory / name), content)
+    for name in _TABLES - files.keys():  # of an earlier command, with other trials
+        (directory / name).unlink(missing_ok=True)
     if picture.is_possible():
         picture.draw(rows, metric, title, directory / "sweep.png")
         files["sweep.png"] = ""
@@ -285,6 +294,24 @@ def write_tables(found: Sequence[Trial], base: job.Job, metric: str) -> list[Row
     if not picture.is_possible():
         print("For a picture: pip install matplotlib, and this command with --table")
     return rows
+
+
+def not_asked_for(base: job.Job, found: Sequence[Trial]) -> str:
+    """What else lies in the folder of the sweep, as a sentence; "" if nothing does."""
+    folder = workdirs.absolute(base.workdir)
+    names = {trial.name for trial in found}
+    others = sorted(
+        path.name
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if path.name not in names and (path / "config.json").exists()
+    )
+    if not others:
+        return ""
+    shown = ", ".join(others[:_SHOWN]) + (", ..." if len(others) > _SHOWN else "")
+    return (
+        f"{len(others)} more runs in {folder} are not in the tables, since this "
+        f"command does not ask for them: {shown}"
+    )
 
 
 def verdict(rows: Sequence[Row], codes: dict[str, int]) -> int:

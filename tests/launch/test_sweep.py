@@ -65,6 +65,13 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, sweep: Path) -> None:
     larger = ("--grid=config.optim.learning_rate=1e-3", "--grid=config.seed=2,3")
     assert "1 trials to run" in sweeps.run(tmp_path, *larger)
     assert len(sweeps.witnesses(sweep)) == 10
+    # A smaller one says what it leaves out, and leaves no table of the larger one.
+    assert (sweep / "sweep_settings.csv").exists()
+    smaller = ("--grid=config.optim.learning_rate=1e-3", "--grid=config.seed=2")
+    output = sweeps.run(tmp_path, *smaller)
+    assert f"9 more runs in {sweep} are not in the tables" in output
+    assert not (sweep / "sweep_settings.csv").exists()
+    assert len(sweeps.read_csv(sweep / "sweep.csv")) == 1
 
 
 def running(sweep: Path) -> bool:
