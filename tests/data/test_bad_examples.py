@@ -338,7 +338,7 @@ def test_how_many_are_allowed(bad_dir):
     ("keys", "message"),
     [
         ({"on_bad_example": "skp"}, "expected one of error, skip"),
-        ({"max_bad_examples": -1}, "max_bad_examples=-1; expected 0 or more"),
+        ({"max_bad_examples": -1}, "max_bad_examples=-1; expected 0 to 2,147,483,648"),
         (
             {"max_bad_examples": 5, "on_bad_example": "error"},
             'has no effect with config.data.on_bad_example="error"',

@@ -75,8 +75,8 @@ def test_check_finds_images_of_another_size():
     [
         ({"image_size": 0}, "image_size=0; expected pixels"),
         ({"image_size": (8, -1)}, r"image_size=\(8, -1\)"),
-        ({"num_workers": -1}, "num_workers=-1; expected 0 or more"),
-        ({"num_threads": 0}, "num_threads=0; expected 1 or more"),
+        ({"num_workers": -1}, "num_workers=-1; expected 0 to 1,024"),
+        ({"num_threads": 0}, "num_threads=0; expected 1 to 1,024"),
         ({"train": {"crop": "crop"}}, "expected one of"),
         (
             {"mean": (123.675, 116.28, 103.53)},

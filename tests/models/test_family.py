@@ -217,7 +217,10 @@ def test_stochastic_depth_of_a_mixer_drops_whole_branches() -> None:
         ({"variant": "R50+ViT-B/16", "name": "mixer"}, "not of the form SIZE/PATCH"),
         ({"variant": "B/16", "distilled": True, "pool": "gap"}, "distilled needs"),
         ({"variant": "B/16", "pool": "map", "final_norm": "pooled"}, "final_norm"),
-        ({"variant": "B/16", "registers": -1}, "registers=-1 must be at least 0"),
+        (
+            {"variant": "B/16", "registers": -1},
+            "registers is -1: it should be at most 4,096, and not negative",
+        ),
         ({"variant": "B/16", "resnet": (0,)}, "at least 1 unit"),
         ({"name": "resnet", "stages": (), "width_factor": 1}, "at least one stage"),
         ({"name": "mixer", "variant": "B/16", "stochastic_depth": 1.0}, "less than 1"),

@@ -86,8 +86,11 @@ def test_every_field_has_a_type_that_a_config_can_check():
         ({"remat_names": ("q", "w")}, 'model.remat_names="w" is unknown'),
         ({"num_heads": 5}, "num_heads=5 does not divide model.width=768"),
         ({"depth": 0}, "model.depth=0 must be at least 1"),
-        ({"num_classes": -1}, "model.num_classes=-1 must be at least 0"),
-        ({"representation_size": -1}, "model.representation_size=-1 must be at least"),
+        ({"num_classes": -1}, "model.num_classes is -1: it should be at most"),
+        (
+            {"representation_size": -1},
+            "model.representation_size is -1: it should be at most",
+        ),
         ({"patch_size": (16, 0)}, "model.patch_size=(16, 0) must be at least 1"),
         ({"dropout": 1.0}, "model.dropout=1.0 must be at least 0 and less than 1"),
         ({"stochastic_depth": -0.1}, "model.stochastic_depth=-0.1 must be"),
