@@ -86,7 +86,7 @@ def test_every_field_has_a_type_that_a_config_can_check():
         ({"remat_names": ("q", "w")}, 'model.remat_names="w" is unknown'),
         ({"num_heads": 5}, "num_heads=5 does not divide model.width=768"),
         ({"depth": 0}, "model.depth=0 must be at least 1"),
-        ({"num_classes": -1}, "model.num_classes is -1: it should be at most"),
+        ({"num_classes": -1}, "model.num_classes is -1: it should be"),
         (
             {"representation_size": -1},
             "model.representation_size is -1: it should be at most",
