@@ -89,8 +89,10 @@ def test_four_processes_are_one_run(of_one: Path, of_four: Path) -> None:
         "config.json",
         "evals",
         "labels.json",
+        "log.txt",
         "metrics.jsonl",
         "parameters.txt",
+        "runs.jsonl",
         "tensorboard",
     }
     assert len(list((of_four / "tensorboard").iterdir())) == 1

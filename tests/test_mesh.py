@@ -175,7 +175,7 @@ def test_values_that_cannot_work(overrides: Any, message: str) -> None:
 
 def test_an_evaluation_that_does_not_fit_is_refused_before_compiling() -> None:
     run = Run(
-        **config.load(cli.EVERYTHING, [("evals.test.data.image_size", "56")]).to_dict()
+        **config.load(cli.EVERYTHING, [("evals.test.data.image_size", "57")]).to_dict()
     )
     with pytest.raises(config.UserError, match=r"config\.evals\.test: "):
         run.check_data()
