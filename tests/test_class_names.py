@@ -1,5 +1,6 @@
 """Names of classes decide: in evaluations, heads and teachers."""
 
+import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -240,8 +241,10 @@ def test_teachers(tmp_path: Path) -> None:
 
     same, said = read(*known)
     assert said == "its classes are taken by name"
-    np.testing.assert_array_equal(read("cat", "dog")[0], same[:, [3, 0]])
-    np.testing.assert_array_equal(read(*known[::-1])[0], same[:, ::-1])
+    # A head of another width may be multiplied in another order of rounding.
+    near = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    near(read("cat", "dog")[0], same[:, [3, 0]])
+    near(read(*known[::-1])[0], same[:, ::-1])
     by_number, said = read("0", "1", "2", "3", "4")
     np.testing.assert_array_equal(by_number, same)
     assert said.startswith("its classes are taken by number")
