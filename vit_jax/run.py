@@ -89,7 +89,7 @@ class Run:
           init_head: of `init_from`: "keep" the head, start a "new" one, or "auto": keep
             it if it has as many classes.
           init_posemb: how their position embeddings are resampled for another
-            resolution; see `checkpoints.adapt.resample`.
+            resolution; see `checkpoints.position_embeddings.resample`.
           compilation_cache: a folder that keeps compiled programs; None is off.
           peer_timeout: of several processes, one that is silent for so many seconds
             is lost, and ends the run. `distributed.joined` has read it by now.

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from vit_jax import bad_examples, class_names, distributed, sharding, steps
 from vit_jax import data as datasets
-from vit_jax.checkpoints import adapt
+from vit_jax.checkpoints import position_embeddings
 from vit_jax.data import sections
 from vit_jax.errors import UserError
 from vit_jax.program import Program
@@ -132,7 +132,9 @@ def apply_at_any_size(program: Program) -> Callable[..., Any]:
     def apply(variables: Any, images: jax.Array, **keywords: Any) -> Any:
         size = images.shape[1], images.shape[2]
         if size != trained:
-            params = adapt.at_size(variables["params"], program.model, trained, size)
+            params = position_embeddings.at_size(
+                variables["params"], program.model, trained, size
+            )
             variables = {**variables, "params": params}
         return program.model.apply(variables, images, **keywords)
 
