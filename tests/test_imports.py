@@ -40,6 +40,7 @@ LAYERS: tuple[set[str], ...] = (
         "resample",
         "schedules",
         "sharding",
+        "tensorboard",
         "timing",
     },
     {"distributed", "votes"},

@@ -213,6 +213,6 @@ def chosen(evals: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def quiet_tensorflow() -> None:
-    """TensorFlow only writes TensorBoard's files: it need not greet and complain."""
+    """Where it is imported (object stores), it need not greet and complain."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
