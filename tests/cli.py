@@ -1,6 +1,8 @@
 """The real command line, driven from tests."""
 
 import concurrent.futures
+import contextlib
+import io
 import json
 import os
 import signal
@@ -14,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
+
+from vit_jax import main
 
 ROOT = Path(__file__).parent.parent
 EVERYTHING = "tests/recipes/everything.py"
@@ -56,6 +60,18 @@ def run(
     if expect is not None:
         assert process.returncode == expect, output
     return output
+
+
+def call(*args: str, expect: int = 0) -> str:
+    """The same command line within this process, which has the modules and devices.
+
+    Returns what is printed. Fails on another exit code.
+    """
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        with contextlib.redirect_stderr(output):
+            code = main.main(["vit_jax.main", *args])
+    assert code == expect, output.getvalue()
+    return output.getvalue()
 
 
 def start_many(
