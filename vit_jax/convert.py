@@ -84,15 +84,15 @@ def main(argv: Sequence[str]) -> int:
 
 def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     """Prints the table; writes, if there is a target."""
-    from vit_jax import checkpoints, export, host_memory, loading, workdirs
+    from vit_jax import checkpoints, devices, export, loading, workdirs
     from vit_jax.checkpoints.formats import augreg, opened, writing
 
-    host_memory.leave_libtpu_alone()
     source, size = workdirs.absolute(args.source), args.image_size
     is_run = checkpoints.is_run(source)
     places = to_verify(args, Path(source), is_run) if args.verify is not None else []
     if not source.exists():
         raise errors.UserError(f"{args.source}: there is no such file or directory")
+    devices.find()
     found = None
     if not is_run:
         found = opened.open_checkpoint(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vit_jax import checkpoints, host_memory, models, steps, workdirs
+from vit_jax import checkpoints, devices, models, steps, workdirs
 from vit_jax import progress as reading
 from vit_jax.checkpoints import adapt
 from vit_jax.checkpoints.formats.opened import Opened, flatten, nest, open_checkpoint
@@ -222,10 +222,10 @@ def load(
     Raises:
       UserError: if there is no checkpoint, it is broken, or of an unknown model.
     """
-    host_memory.leave_libtpu_alone()
     place = workdirs.absolute(path)
     if not place.exists():
         raise UserError(f"{path}: there is no such file or directory")
+    devices.find()
     size = None if image_size is None else _pair(image_size)
     if checkpoints.is_run(place):
         if weights is not None:

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     """
     files = list(find_images(args.images))
     # Slow to import: after the flags are good.
-    from vit_jax import loading
+    from vit_jax import devices, loading
 
     model = loading.load(
         args.checkpoint,
@@ -96,7 +96,8 @@ def run(args: argparse.Namespace) -> int:
         broken += bad
         if batch:
             size = min(args.batch_size, len(files))
-            some = predict(model, batch, size=size, top=args.top)
+            with devices.enough_memory(f"Lower --batch_size ({args.batch_size})"):
+                some = predict(model, batch, size=size, top=args.top)
             if not args.json:
                 print("\n".join(map(as_text, some)), flush=True)
             if pictures is not None:

@@ -92,11 +92,10 @@ def mixing_rows(image: np.ndarray, seed: int) -> list[Row]:
     import jax
     import jax.numpy as jnp
 
-    from vit_jax import host_memory
+    from vit_jax import devices
     from vit_jax.mixing import Mixing
 
-    host_memory.leave_libtpu_alone()
-
+    devices.find()
     pair = jnp.stack([255 - image[::-1], image])
     rows = []
     for name, mix in (
