@@ -87,12 +87,12 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     from vit_jax import checkpoints, devices, export, loading, workdirs
     from vit_jax.checkpoints.formats import augreg, opened, writing
 
+    devices.find()
     source, size = workdirs.absolute(args.source), args.image_size
     is_run = checkpoints.is_run(source)
     places = to_verify(args, Path(source), is_run) if args.verify is not None else []
     if not source.exists():
         raise errors.UserError(f"{args.source}: there is no such file or directory")
-    devices.find()
     found = None
     if not is_run:
         found = opened.open_checkpoint(

@@ -222,10 +222,10 @@ def load(
     Raises:
       UserError: if there is no checkpoint, it is broken, or of an unknown model.
     """
+    devices.find()
     place = workdirs.absolute(path)
     if not place.exists():
         raise UserError(f"{path}: there is no such file or directory")
-    devices.find()
     size = None if image_size is None else _pair(image_size)
     if checkpoints.is_run(place):
         if weights is not None:

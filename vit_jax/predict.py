@@ -141,6 +141,7 @@ def find_images(paths: Sequence[Path]) -> Iterator[Path]:
       UserError: if one is not there or no file, or a folder holds no image.
     """
     from vit_jax.data.decode import EXTENSIONS, is_image
+    from vit_jax.data.sources.layout import printable
 
     for path in paths:
         if not path.is_dir():
@@ -158,11 +159,8 @@ def find_images(paths: Sequence[Path]) -> Iterator[Path]:
             )
         if left := [p for p in named if p not in set(inside)]:
             more = f" and {len(left) - 3:,} more" if len(left) > 3 else ""
-            print(
-                f"left out, as hidden or no files: {', '.join(map(str, left[:3]))}"
-                f"{more}",
-                file=sys.stderr,
-            )
+            said = ", ".join(printable(str(p)) for p in left[:3])
+            print(f"left out, as hidden or no files: {said}{more}", file=sys.stderr)
         yield from inside
 
 
@@ -186,16 +184,18 @@ def read_image(model: Any, path: Path) -> Image:
     """
     from vit_jax import visualize
     from vit_jax.data.decode import decode
+    from vit_jax.data.sources.layout import printable
 
+    where = printable(str(path))
     try:
-        whole = decode(path.read_bytes(), where=str(path))
+        whole = decode(path.read_bytes(), where=where)
     except OSError as error:
-        raise errors.UserError(f"{path}: {error.strerror or error}") from error
+        raise errors.UserError(f"{where}: {error.strerror or error}") from error
     photo = visualize.bounded(whole, LARGEST)
     try:
         pixels = model.preprocess(whole)
     except errors.UserError as error:
-        raise errors.UserError(f"{path}: {error}") from error
+        raise errors.UserError(f"{where}: {error}") from error
     return Image(path, pixels, photo, (whole.shape[0], whole.shape[1]))
 
 

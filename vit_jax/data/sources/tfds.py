@@ -18,6 +18,7 @@ from vit_jax.data.sources.arrays import labels_are_sets
 from vit_jax.data.sources.base import BUILT_IN
 from vit_jax.data.sources.description import Label
 from vit_jax.data.sources.example import Feature, parse_example
+from vit_jax.data.sources.layout import is_folder
 from vit_jax.data.sources.records import ArrayRecords, TfRecords
 from vit_jax.errors import BadExample, UserError, did_you_mean
 
@@ -296,7 +297,7 @@ def _folders(path: str) -> list[str]:
     if not os.path.isdir(path):
         return []
     with os.scandir(path) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and e.name[0] != ".")
+        return sorted(e.name for e in entries if is_folder(e) and e.name[0] != ".")
 
 
 def _versions(folder: str) -> list[str]:
