@@ -96,7 +96,7 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     found = None
     if not is_run:
         found = opened.open_checkpoint(
-            Path(source), resolution=size, model=model, weights=args.weights
+            workdirs.local(source), resolution=size, model=model, weights=args.weights
         )
         # What is written has the positions of SRC unless another size is asked for.
         size = found.image_size if size is None else size

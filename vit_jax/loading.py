@@ -9,7 +9,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -235,7 +234,9 @@ def load(
         return _load_run(place, step, size, model)
     if step is not None:
         raise UserError(f"step={step}: {path} is no workdir")
-    opened = open_checkpoint(Path(place), resolution=size, model=model, weights=weights)
+    opened = open_checkpoint(
+        workdirs.local(place), resolution=size, model=model, weights=weights
+    )
     opened.check_complete(allow)
     for line in opened.said:
         print(f"{path}: {line}", file=sys.stderr)

@@ -19,6 +19,7 @@ done, and the exit code is 2.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -144,10 +145,10 @@ def find_images(paths: Sequence[Path]) -> Iterator[Path]:
     from vit_jax.data.sources.layout import printable
 
     for path in paths:
-        if not path.is_dir():
-            if not path.exists():
-                raise errors.UserError(f"there is no image {path}")
-            if not path.is_file():
+        if not os.path.isdir(path):
+            if not os.path.exists(path):
+                raise errors.UserError(f"there is no image {printable(str(path))}")
+            if not os.path.isfile(path):
                 raise errors.UserError(f"{path} is no file, but a device or a pipe")
             yield path
             continue

@@ -157,6 +157,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse(argv)
     if args.image is None:
         raise errors.UserError(f"IMAGE, a picture, is needed:\n\n{__doc__}")
+    if not 0 <= args.seed < 2**63:
+        raise errors.UserError(f"--seed={args.seed}: expected 0 or more, below 2**63.")
     return args
 
 
