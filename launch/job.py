@@ -98,6 +98,7 @@ def parse(
     parser.add_argument("--evals", help="with it: NAME,... of config.evals, not all")
     parser.add_argument("--dry_run", action="store_true", help="print, start nothing")
     argv, overrides = command_line.split_overrides(argv)
+    command_line.check_values(argv)
     flags, rest = parser.parse_known_args(argv)
     if rest:
         names = re.findall(r"--\w+", parser.format_usage())

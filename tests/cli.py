@@ -67,9 +67,9 @@ def call(*args: str, expect: int = 0) -> str:
 
     Returns what is printed. Fails on another exit code.
     """
-    with contextlib.redirect_stdout(io.StringIO()) as output:
-        with contextlib.redirect_stderr(output):
-            code = main.main(["vit_jax.main", *args])
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        code = main.main(["vit_jax.main", *args])
     assert code == expect, output.getvalue()
     return output.getvalue()
 

@@ -83,6 +83,14 @@ def test_an_empty_flag_is_an_unset_variable() -> None:
         parser.parse(["--workdir="])
 
 
+def test_a_value_that_argparse_makes_a_list_of() -> None:
+    """Of `--flag=--` Python's argparse makes an empty list, whatever the type."""
+    for command in ("predict", "convert", "data.prepare", "launch.slurm"):
+        assert call(command, "--name=--") == 2
+    with pytest.raises(UserError, match=r"--seed=--: -- is no value"):
+        flags.check_values(["--x", "--", "--seed=--"])
+
+
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         ["bash", "-o", "pipefail", "-c", code],

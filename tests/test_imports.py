@@ -24,6 +24,7 @@ LAYERS: tuple[set[str], ...] = (
         "cluster",
         "compiler",
         "console",
+        "devices",
         "flags",
         "heartbeats",
         "host_memory",
@@ -69,6 +70,8 @@ LAYER_OF = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 # (who, whom): neighbours of one layer of which one is built on the other.
 NEIGHBOURS = {
     ("bad_examples", "data"),
+    ("devices", "host_memory"),
+    ("devices", "progress"),
     ("optim", "schedules"),
     ("steps", "state"),
     ("steps", "distillation"),

@@ -193,3 +193,9 @@ def test_libtpu_is_left_alone() -> None:
         [sys.executable, "-c", LIBTPU], env=env, capture_output=True, text=True
     )
     assert done.stdout.split() == ["cpu", "cpu"], done.stderr
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\udcff", "line\nbreak"])
+def test_names_that_no_file_has(name: str) -> None:
+    with pytest.raises(vit_jax.errors.UserError, match="there is no image"):
+        list(predict.find_images([Path(name)]))

@@ -11,6 +11,7 @@ from etils import epath
 
 from tests import cli
 from vit_jax import workdirs
+from vit_jax.checkpoints import adapt
 from vit_jax.errors import UserError
 
 
@@ -29,6 +30,13 @@ from vit_jax.errors import UserError
 def test_paths_that_cannot_be(path: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         workdirs.absolute(path, of="--workdir")
+
+
+def test_weights_in_an_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are named as they were given, with what to do."""
+    monkeypatch.setattr(adapt, "is_run", lambda path: False)
+    with pytest.raises(UserError, match=r"^gs://b/B_16\.npz .*: download it"):
+        adapt.read_weights(epath.Path("gs://b/B_16.npz"))
 
 
 def test_paths_in_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vit_jax import checkpoints, host_memory, models, steps, workdirs
+from vit_jax import checkpoints, devices, models, steps, workdirs
 from vit_jax import progress as reading
 from vit_jax.checkpoints import position_embeddings
 from vit_jax.checkpoints.formats.opened import Opened, flatten, nest
@@ -223,7 +222,7 @@ def load(
     Raises:
       UserError: if there is no checkpoint, it is broken, or of an unknown model.
     """
-    host_memory.leave_libtpu_alone()
+    devices.find()
     place = workdirs.absolute(path)
     if not place.exists():
         raise UserError(f"{path}: there is no such file or directory")
@@ -236,7 +235,9 @@ def load(
         return _load_run(place, step, size, model)
     if step is not None:
         raise UserError(f"step={step}: {path} is no workdir")
-    opened = open_checkpoint(Path(place), resolution=size, model=model, weights=weights)
+    opened = open_checkpoint(
+        workdirs.local(place), resolution=size, model=model, weights=weights
+    )
     opened.check_complete(allow)
     for line in opened.said:
         print(f"{path}: {line}", file=sys.stderr)

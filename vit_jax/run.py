@@ -15,7 +15,15 @@ import jax
 from etils import epath
 
 from vit_jax import data as datasets
-from vit_jax import distributed, host_memory, preemption, progress, sharding, workdirs
+from vit_jax import (
+    devices,
+    distributed,
+    host_memory,
+    preemption,
+    progress,
+    sharding,
+    workdirs,
+)
 from vit_jax.checkpoints.teacher import read_teacher
 from vit_jax.data import remarks, sections
 from vit_jax.distillation import Distillation, Teacher
@@ -110,8 +118,7 @@ class Run:
         )  # checks them before anything is read
         use_compilation_cache(compilation_cache)
         host_memory.keep_freed_memory()
-        host_memory.leave_libtpu_alone()
-        jax.devices()  # all processes meet here: before bad input can end one of them
+        devices.find()  # all processes meet here: before bad input can end one of them
         self.seed, self.batch_size, self.log_every = seed, batch_size, log_every
         self.profile, self.resume, self.init_from = profile, resume, init_from
         self.init_weights = init_weights
@@ -431,9 +438,9 @@ def head_width(num_classes: int | None, in_data: int | None) -> int:
 
 def state_bytes(abstract: TrainState) -> int:
     """What a state takes of this machine's memory, where that is the devices'."""
-    devices = [d for d in jax.local_devices() if d.platform == "cpu"]
+    here = [d for d in jax.local_devices() if d.platform == "cpu"]
     leaves = jax.tree.leaves(abstract)
-    return len(devices) * sum(
+    return len(here) * sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in leaves
     )

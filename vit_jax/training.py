@@ -12,6 +12,7 @@ from etils import epath
 from vit_jax import (
     checkpoints,
     class_names,
+    devices,
     distributed,
     metrics,
     preemption,
@@ -21,7 +22,13 @@ from vit_jax import (
 )
 from vit_jax.bad_examples import BadExamples
 from vit_jax.checkpoints import Checkpoints, adapt, takeover
-from vit_jax.errors import BadExample, NonFiniteLossError, Preempted, UserError
+from vit_jax.errors import (
+    BadExample,
+    NonFiniteLossError,
+    OutOfMemory,
+    Preempted,
+    UserError,
+)
 from vit_jax.evaluators import Result, records
 from vit_jax.observer import Observer, Scalars, Tracer
 from vit_jax.run import Run
@@ -83,8 +90,9 @@ def train_saved(
     ) as saved:
         saved.check_best(run.result_names())
         try:
-            state = preemption.wait(first_state, run, saved)
-            train_from(state, workdir, config, run, saved, clock, begin)
+            with devices.enough_memory(devices.advice_on_training(config)):
+                state = preemption.wait(first_state, run, saved)
+                train_from(state, workdir, config, run, saved, clock, begin)
         except Preempted:
             saved.wait()
             where = where_it_stands(saved, workdir)
@@ -96,6 +104,10 @@ def train_saved(
                 f"{error} {where_it_stands(saved, workdir)}; the same command goes on "
                 "from there, with that flag or once the file is replaced"
             ) from error
+        except OutOfMemory as error:
+            if distributed.alone():
+                saved.wait()
+            raise UserError(f"{error}\n{where_it_stands(saved, workdir)}") from error
         except NonFiniteLossError as error:
             saved.wait()
             raise NonFiniteLossError(
@@ -408,15 +420,16 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> Scalars:
         print(f"Evaluates {directory}.", flush=True)
         writes = can_write(workdir)
     found: Scalars = {}
+    place = workdir if writes else None
     try:
-        preemption.wait(run.compile_evaluators)
-        distributed.gather("")  # from here on a signal stops all at the same batch
-        for evaluator in run.evaluators:
-            result = evaluator.run(params, run.votes.check)
-            if distributed.is_first():
-                found |= result.scalars
-                place = workdir if writes else None
-                tell_result(place, directory, evaluator.name, result)
+        with devices.enough_memory(devices.ADVICE_ON_EVALUATION):
+            preemption.wait(run.compile_evaluators)
+            distributed.gather("")  # from here on a signal stops all at the same batch
+            for evaluator in run.evaluators:
+                result = evaluator.run(params, run.votes.check)
+                if distributed.is_first():
+                    found |= result.scalars
+                    tell_result(place, directory, evaluator.name, result)
     except Preempted:
         again = "what is not written above is lost: run the command again"
         raise Preempted(again) from None

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 from absl import logging
@@ -60,6 +61,20 @@ def absolute(path: str | os.PathLike[str], *, of: str = "") -> epath.Path:
     if "\0" in text or not _is_utf8(text):
         raise UserError(f"{given!a}: the path is not UTF-8; rename it")
     return epath.Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def local(path: epath.Path) -> Path:
+    """The path of a checkpoint of another library, which is read from a local file.
+
+    Raises:
+      UserError: if it is in an object store.
+    """
+    if is_remote(path):
+        raise UserError(
+            f"{os.fspath(path)} holds no run of vit_jax, and other checkpoints are "
+            "read from local files: download it, and give the file's path"
+        )
+    return Path(path)
 
 
 def _is_utf8(text: str) -> bool:

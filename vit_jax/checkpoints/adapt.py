@@ -8,14 +8,13 @@ said; all else that differs is an error.
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from etils import epath
 
-from vit_jax import class_names, models
+from vit_jax import class_names, models, workdirs
 from vit_jax.checkpoints.formats.layouts import Shape
 from vit_jax.checkpoints.formats.opened import flatten, nest, shapes_of
 from vit_jax.checkpoints.formats.opening import open_checkpoint
@@ -93,7 +92,7 @@ def read_weights(
       UserError: if there is none, it is broken, or of an unknown model.
     """
     if not is_run(path):
-        opened = open_checkpoint(Path(path), weights=weights)
+        opened = open_checkpoint(workdirs.local(path), weights=weights)
         opened.check_complete()
         about = opened.preprocessing
         return Weights(

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from vit_jax.data.decode import is_image
 from vit_jax.data.prepare import csv_rows, labels, tables
 from vit_jax.data.prepare.items import Items, Labels, in_container
+from vit_jax.data.sources.layout import is_file, is_folder
 from vit_jax.errors import UserError
 
 _COMPRESSED: dict[str, Callable[..., Any]] = {
@@ -141,7 +142,7 @@ class Finder:
             for entry in sorted(entries, key=lambda e: e.name):
                 if not self._counts(entry.name):
                     continue
-                if not entry.is_file():
+                if not is_file(entry):
                     self.left_out[_kind_of(entry)] += 1
                     continue
                 names.append(os.path.join(folder, entry.name))
@@ -241,7 +242,7 @@ def _call(function: Callable[..., Items], arguments: tuple[Any, ...]) -> Items:
 
 def _kind_of(entry: os.DirEntry[str]) -> str:
     """What something with the name of an image is that is no file."""
-    if entry.is_dir():
+    if is_folder(entry):
         return "folders with the name of an image"
     return _NOWHERE if entry.is_symlink() else "pipes or devices"
 
@@ -255,7 +256,7 @@ def _given(split: str | None, path: str) -> str:
 def _listed(path: str) -> tuple[list[str], list[str]]:
     """The names of files and of folders, sorted, without hidden ones."""
     with os.scandir(path) as entries:
-        found = sorted((e.name, e.is_dir()) for e in entries if e.name[0] != ".")
+        found = sorted((e.name, is_folder(e)) for e in entries if e.name[0] != ".")
     return [n for n, folder in found if not folder], [
         n for n, folder in found if folder
     ]
