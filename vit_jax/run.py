@@ -17,7 +17,8 @@ from etils import epath
 from vit_jax import data as datasets
 from vit_jax import distributed, host_memory, preemption, progress, sharding, workdirs
 from vit_jax.checkpoints.teacher import read_teacher
-from vit_jax.data import remarks, sections
+from vit_jax.data import Dataset, remarks, sections
+from vit_jax.data.shapes import DataShape
 from vit_jax.distillation import Distillation, Teacher
 from vit_jax.errors import UserError
 from vit_jax.evaluators import EVALUATORS, Classification, Evaluator, Result
@@ -36,6 +37,7 @@ class Run:
 
     def __init__(
         self,
+        evaluated: DataShape | None = None,
         *,
         seed: int = 0,
         batch_size: int,
@@ -69,6 +71,8 @@ class Run:
         """Builds the parts.
 
         Args:
+          evaluated: what the weights were trained on, if they are to be evaluated and
+            nothing else: the training data is then not opened, and need not be here.
           seed: all randomness is a function of it and of the step.
           batch_size: global.
           total_steps: this or `total_epochs`, exactly one.
@@ -108,10 +112,7 @@ class Run:
             mixup_prob=mixup_prob,
             mixup_switch_prob=mixup_switch_prob,
         )  # checks them before anything is read
-        use_compilation_cache(compilation_cache)
-        host_memory.keep_freed_memory()
-        host_memory.leave_libtpu_alone()
-        jax.devices()  # all processes meet here: before bad input can end one of them
+        meet(compilation_cache)
         self.seed, self.batch_size, self.log_every = seed, batch_size, log_every
         self.profile, self.resume, self.init_from = profile, resume, init_from
         self.init_weights = init_weights
@@ -126,32 +127,40 @@ class Run:
                 f'{data["name"]}": set config.data.name="mixture", or remove the parts'
             )
         data = sections.with_holdout(data, evals)
-        self.dataset = datasets.make(**data)
-        height, width = self.dataset.image_size
+        self._dataset = datasets.make(**data) if evaluated is None else None
+        self.shape = evaluated or self.dataset
+        height, width, _ = self.shape.image_shape
         share = batch_size / jax.process_count()
         check_memory(
             f"a batch of {batch_size:,} images of {height} x {width} pixels",
             3 * share * height * width,
             "lower config.batch_size",
         )
-        given, source = model["num_classes"], self.dataset.source
-        # What labels alone imply is for the check of the labels to refuse, or to skip.
-        in_data = self.dataset.num_classes if given is None else source.num_classes
-        self.num_classes = head_width(given, in_data)
-        self.total_steps = resolve_steps(
-            total_steps, total_epochs, self.dataset.num_examples, batch_size
-        )
+        given = model["num_classes"]
+        if evaluated is None:
+            dataset = self.dataset
+            # What labels alone imply is for the check of the labels to refuse or skip.
+            known = dataset if given is None else dataset.source
+            self.num_classes = head_width(given, known.num_classes)
+            self.total_steps = resolve_steps(
+                total_steps, total_epochs, dataset.num_examples, batch_size
+            )
+            self.stream = {
+                "seed": seed,
+                "batch_size": batch_size,
+                "data": dataset.fingerprint,
+            }
+        else:
+            trained = evaluated.num_classes or 0
+            # Another width than that of the weights is for their reader to refuse.
+            self.num_classes = given if given and trained else trained
+            self.total_steps = LARGEST_STEP  # of a schedule that nothing asks
         if profile is not None and profile[1] > self.total_steps:
             raise UserError(
                 f"config.profile is {profile}, past the end: {self.total_steps} steps"
             )
-        self.stream = {
-            "seed": seed,
-            "batch_size": batch_size,
-            "data": self.dataset.fingerprint,
-        }
         self.program = Program(
-            self.dataset,
+            self.shape,
             jax.devices(),
             self._read_teacher(Distillation(**distill), model["dtype"]),
             seed=seed,
@@ -184,12 +193,18 @@ class Run:
             for name, entry in evals.items()
         ]
 
+    @property
+    def dataset(self) -> Dataset:
+        """The training data, which a run that only evaluates has not opened."""
+        assert self._dataset is not None
+        return self._dataset
+
     def notes(self) -> list[str]:
-        """What a user should know of the data before training: how it was found."""
-        sets = [self.dataset]
+        """What a user should know of the data before it begins: how it was found."""
+        sets = [] if self._dataset is None else [self._dataset]
+        in_data = sets[0].num_classes if sets else None
         sets += [x.dataset for e in self.evaluators for x in e.all_examples()]
         notes = [note for dataset in sets for note in dataset.source.notes]
-        in_data = self.dataset.num_classes
         if in_data is not None and in_data < self.num_classes:
             notes.append(
                 f"the data has {in_data:,} classes, the head {self.num_classes:,}: "
@@ -437,6 +452,18 @@ def state_bytes(abstract: TrainState) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in leaves
     )
+
+
+def meet(compilation_cache: str | None) -> None:
+    """Finds the devices: all processes meet here, before bad input can end one of them.
+
+    Args:
+      compilation_cache: see `Run`.
+    """
+    use_compilation_cache(compilation_cache)
+    host_memory.keep_freed_memory()
+    host_memory.leave_libtpu_alone()
+    jax.devices()
 
 
 def use_compilation_cache(folder: str | None) -> None:

@@ -58,10 +58,11 @@ def main(argv: Sequence[str]) -> int:
       Preempted: after a signal.
     """
     base, flags = parse(argv)
-    metric = checked_metric(base, flags.metric)
+    metric = chosen_metric(base, flags.metric)
     directory = trials.log_directory(base.workdir)
     wanted = find_points(base, flags)
     listed = trials.unique(trials.make(base, point) for point in wanted)
+    check_metric(listed, metric)
     if flags.dry_run:
         dry_run(listed, flags, metric)
         return 0
@@ -144,20 +145,29 @@ def check_points(flags: argparse.Namespace) -> None:
         )
 
 
-def checked_metric(base: job.Job, given: str | None) -> str:
-    """The metric to compare by: given, the config's own, or an accuracy.
+def chosen_metric(base: job.Job, given: str | None) -> str:
+    """The metric to compare by: given, the config's own, or an accuracy."""
+    config = configs.load(base.config, trials.pairs(base.arguments)).to_dict()
+    accuracies = [f"{name}/accuracy" for name in config["evals"]]
+    return given or config["checkpoint"]["best"] or [*accuracies, "train/loss"][0]
+
+
+def check_metric(listed: Sequence[Trial], metric: str) -> None:
+    """Refuses a metric that a trial would not log, before any starts.
 
     Raises:
-      UserError: if no line of metrics.jsonl can have it.
+      UserError: with the names of what it would log.
     """
-    config = configs.load(base.config, trials.pairs(base.arguments)).to_dict()
-    evals = list(config["evals"])
-    accuracies = [f"{name}/accuracy" for name in evals]
-    metric = given or config["checkpoint"]["best"] or [*accuracies, "train/loss"][0]
-    if metric.partition("/")[0] not in (*evals, "train") or "/" not in metric:
-        known = [*accuracies, *(f"{name}/loss" for name in (*evals, "train"))]
-        raise UserError(f"--metric={metric}: {did_you_mean(metric, known)}")
-    return metric
+    for trial in listed:
+        names = configs.results.names(trial.config)
+        if metric in names:
+            continue
+        hint = did_you_mean(metric, names)
+        if "valid names" not in hint:
+            hint = f"{hint} The valid names: {', '.join(sorted(names))}"
+        raise UserError(
+            f"--metric={metric}: trial {trial.name} would log no such result; {hint}"
+        )
 
 
 def find_points(base: job.Job, flags: argparse.Namespace) -> list[points.Point]:

@@ -31,6 +31,7 @@ from tests.launch.fakes import sweep_main
 job.configs.load = lambda recipe, overrides: types.SimpleNamespace(
     to_dict=lambda: sweep_main.load(overrides)
 )
+job.configs.results.names = lambda config: ["test/accuracy", "test/loss", "train/loss"]
 from vit_jax.launch import sweep
 sys.exit(job.run_main(sweep.main))
 """

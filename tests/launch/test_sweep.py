@@ -352,6 +352,13 @@ def test_slurm_gets_an_array_of_what_is_left(tmp_path: Path, sweep: Path) -> Non
         (["--grid=config.seed=0,one"], "config.seed is"),
         (["--grid=config.seed=0", "--launcher=slrum"], 'did you mean "slurm"?'),
         (["--grid=config.seed=0", "--metric=tset/accuracy"], '"test/accuracy"?'),
+        (["--grid=config.seed=0", "--metric=test/acc"], "test/mean_class_accuracy"),
+        (["--grid=config.seed=0", "--metric=train/acc", "--dry_run"], "train/epoch"),
+        (["--grid=config.seed=0", "--metric=nothing", "--table"], "valid names: test/"),
+        (
+            ["--grid=config.evals.few.type=fewshot", "--metric=few/accuracy"],
+            '"test/accuracy"? The valid names: few/10shot, few/1shot',
+        ),
         (["--grid=config.seed=0", "--parallel=0"], "at least 1"),
         (["--grid=config.seed=0", "--evaluate_only"], "a sweep trains"),
         (["--grid=config.seed=0", "--launcher_args=--x"], "takes none"),

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vit_jax.data.shapes import DataShape
 from vit_jax.errors import UserError
 from vit_jax.planning import compilation, data_shapes, figures, search
 from vit_jax.planning.topologies import Topology
@@ -21,7 +22,7 @@ class Shape:
       total_steps: of the run.
     """
 
-    data: data_shapes.DataShape
+    data: DataShape
     num_classes: int
     total_steps: int
 
