@@ -205,11 +205,7 @@ class Run:
         in_data = sets[0].num_classes if sets else None
         sets += [x.dataset for e in self.evaluators for x in e.all_examples()]
         notes = [note for dataset in sets for note in dataset.source.notes]
-        if in_data is not None and in_data < self.num_classes:
-            notes.append(
-                f"the data has {in_data:,} classes, the head {self.num_classes:,}: "
-                "config.model.num_classes"
-            )
+        notes += wider_head(self.num_classes, in_data)
         notes += [f"{e.name}: {note}" for e in self.evaluators for note in e.notes]
         return list(dict.fromkeys(notes))
 
@@ -442,6 +438,20 @@ def head_width(num_classes: int | None, in_data: int | None) -> int:
     width = in_data if num_classes is None else num_classes
     assert width is not None
     return width
+
+
+def wider_head(num_classes: int, in_data: int | None) -> list[str]:
+    """What should be told of a head with more classes than the data has.
+
+    >>> wider_head(21_843, 19_167)
+    ['the data has 19,167 classes, the head 21,843: config.model.num_classes; ...']
+    """
+    if in_data is None or in_data >= num_classes:
+        return []
+    return [
+        f"the data has {in_data:,} classes, the head {num_classes:,}: "
+        f"config.model.num_classes; {in_data} leaves none without an image"
+    ]
 
 
 def state_bytes(abstract: TrainState) -> int:
