@@ -12,12 +12,21 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from etils import epath
 
 from vit_jax import data as datasets
-from vit_jax import distributed, host_memory, preemption, progress, sharding, workdirs
+from vit_jax import (
+    distributed,
+    host_memory,
+    losses,
+    preemption,
+    progress,
+    sharding,
+    workdirs,
+)
 from vit_jax.checkpoints.teacher import read_teacher
-from vit_jax.data import Dataset, remarks, sections
+from vit_jax.data import Dataset, class_counts, remarks, sections
 from vit_jax.data.shapes import DataShape
 from vit_jax.distillation import Distillation, Teacher
 from vit_jax.errors import UserError
@@ -159,6 +168,7 @@ class Run:
             raise UserError(
                 f"config.profile is {profile}, past the end: {self.total_steps} steps"
             )
+        loss = self._with_class_weights(loss)
         self.program = Program(
             self.shape,
             jax.devices(),
@@ -206,6 +216,12 @@ class Run:
         sets += [x.dataset for e in self.evaluators for x in e.all_examples()]
         notes = [note for dataset in sets for note in dataset.source.notes]
         notes += wider_head(self.num_classes, in_data)
+        if self.class_counts is not None and self.class_weights is not None:
+            least, most = min(self.class_weights), max(self.class_weights)
+            notes.append(
+                f"classes weigh {least:.4g} to {most:.4g} in the loss, by their number "
+                "of training images: class_weights.json"
+            )
         notes += [f"{e.name}: {note}" for e in self.evaluators for note in e.notes]
         return list(dict.fromkeys(notes))
 
@@ -244,6 +260,21 @@ class Run:
                 self.abstract_state.params,
                 label_names,
             )
+
+    def _with_class_weights(self, loss: dict[str, Any]) -> dict[str, Any]:
+        """`config.loss` with numbers for "balanced"; evaluations weigh no classes."""
+        self.class_counts: np.ndarray | None = None
+        weights = loss["class_weights"]
+        if self._dataset is None:
+            weights = None
+        elif weights == "balanced":
+            self.class_counts = class_counts.count(self._dataset, self.num_classes)
+            examples = self._dataset.num_examples
+            if not self._dataset.source.multi_hot:
+                examples = int(self.class_counts.sum())
+            weights = losses.balanced_weights(self.class_counts, examples)
+        self.class_weights: tuple[float, ...] | None = weights
+        return {**loss, "class_weights": weights}
 
     def _read_teacher(self, distillation: Distillation, dtype: str) -> Teacher | None:
         if distillation.teacher is None:

@@ -124,6 +124,7 @@ def train_from(
                 begin(run, saved.position.step, hosts)
             workdirs.write_config(workdir, config)
             write_label_names(workdir, run.dataset.label_names, saved.position.step)
+            write_class_weights(workdir, run)
             overview = metrics.parameter_overview(run.abstract_state.params)
             workdirs.write_atomically(workdir / "parameters.txt", overview + "\n")
             announce(workdir, run, saved, overview)
@@ -157,6 +158,18 @@ def write_label_names(
         )
     text = json.dumps(names, indent=0, ensure_ascii=False) + "\n"
     workdirs.write_atomically(workdir / workdirs.LABEL_NAMES, text)
+
+
+def write_class_weights(workdir: epath.Path, run: Run) -> None:
+    """Writes class_weights.json, where weights were made of the numbers of images."""
+    if run.class_counts is None or run.class_weights is None:
+        return
+    known = run.dataset.label_names or ()
+    names = [*known, *map(str, range(len(known), run.num_classes))]
+    counted = zip(names, run.class_counts.tolist(), run.class_weights, strict=True)
+    lines = [{"class": c, "images": n, "weight": w} for c, n, w in counted]
+    text = json.dumps(lines, indent=1, ensure_ascii=False) + "\n"
+    workdirs.write_atomically(workdir / workdirs.CLASS_WEIGHTS, text)
 
 
 def train(
