@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     """
     run, flags = job.parse(flags_parser(), argv)
     request = request_of(flags)
-    archive, digest = checkout.pack(run.config)
+    archive, digest = checkout.pack(None if run.stored else run.config)
     code_directory = f"vit_jax_code/{digest}"
     if flags.dry_run:
         for step in all_commands(run, request, code_directory):

@@ -21,6 +21,7 @@ from vit_jax.errors import UserError
 
 CONFIG = "config.json"
 LABEL_NAMES = "labels.json"
+RUNS = "runs.jsonl"
 CLASS_WEIGHTS = "class_weights.json"
 LOCK = ".lock"
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,13 +28,16 @@ sys.exit(job.run_main(local.main))
 
 
 def start(
-    tmp_path: Path, *argv: str, launcher: str = LAUNCHER
+    tmp_path: Path,
+    *argv: str,
+    launcher: str = LAUNCHER,
+    given: Sequence[str] = (programs.RECIPE,),
 ) -> subprocess.Popen[str]:
     """Starts the launcher on the fake main."""
     python = programs.install(tmp_path / "bin", "python", "main")
     workdir = f"--workdir={tmp_path / 'work dir'}"
     return subprocess.Popen(
-        [sys.executable, "-c", launcher, python, programs.RECIPE, workdir, *argv],
+        [sys.executable, "-c", launcher, python, *given, workdir, *argv],
         cwd=cli.ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -42,8 +45,14 @@ def start(
     )
 
 
-def run(tmp_path: Path, *argv: str, expect: int = 0, launcher: str = LAUNCHER) -> str:
-    process = start(tmp_path, *argv, launcher=launcher)
+def run(
+    tmp_path: Path,
+    *argv: str,
+    expect: int = 0,
+    launcher: str = LAUNCHER,
+    given: Sequence[str] = (programs.RECIPE,),
+) -> str:
+    process = start(tmp_path, *argv, launcher=launcher, given=given)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == expect, output
     return output
@@ -132,6 +141,19 @@ def test_one_that_was_killed_is_not_waited_for(tmp_path: Path, workdir: Path) ->
     assert "launch: process 0: killed by SIGKILL" in output
     assert "launch: process 1: still there after 0.4 s, killed" in output
     assert "launch: code 0 (done), after 1 restarts" in output
+
+
+def test_a_run_goes_on_by_its_workdir(tmp_path: Path, workdir: Path) -> None:
+    """Without --config, which its processes do not get either."""
+    assert "this machine sees no" in run(tmp_path, "--processes=2", expect=2, given=())
+    workdir.mkdir()
+    (workdir / "config.json").write_text("{}")
+    output = run(tmp_path, "--processes=2", "--config.seed=1", given=())
+    assert "launch: code 0 (done)" in output
+    (processes,) = programs.starts(workdir)
+    for given in processes:
+        arguments = ["-m", "vit_jax.main", f"--workdir={workdir}", "--config.seed=1"]
+        assert given["argv"][1:5] == arguments
 
 
 def test_what_would_only_repeat_itself_ends_the_run(
