@@ -1,8 +1,9 @@
 """The directory of a run: `config.json`, and whether it can be written at all.
 
 A workdir holds config.json, parameters.txt, labels.json (the names of the classes,
-where the data has them), runs.jsonl (how it was started, each time), log.txt (what it
-printed), metrics.jsonl, checkpoints/, evals/ and tensorboard/.
+where the data has them), class_weights.json (with loss.class_weights=balanced: the
+images and the weight of each class), runs.jsonl (how it was started, each time),
+log.txt (what it printed), metrics.jsonl, checkpoints/, evals/ and tensorboard/.
 """
 
 import contextlib
@@ -21,6 +22,8 @@ from vit_jax.errors import UserError
 
 CONFIG = "config.json"
 LABEL_NAMES = "labels.json"
+RUNS = "runs.jsonl"
+CLASS_WEIGHTS = "class_weights.json"
 LOCK = ".lock"
 
 

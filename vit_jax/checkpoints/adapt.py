@@ -123,6 +123,11 @@ def read_weights(
     )
 
 
+def head_width(source: Weights) -> int:
+    """The number of classes of the head; 0 without one."""
+    return len(source.arrays[_BIAS]) if _BIAS in source.arrays else 0
+
+
 def adapt(
     source: Weights,
     model: Mapping[str, Any],

@@ -1,8 +1,9 @@
 """Reading checkpoints: a whole state, the weights alone, or what shapes they have."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -162,8 +163,15 @@ def read_params(
       UserError: if there is none, or the parameters are of another model.
     """
     directory = choose(path, step)
-    try:
+    with _explained(directory):
         return _read_params(directory, abstract)
+
+
+@contextlib.contextmanager
+def _explained(directory: epath.Path) -> Iterator[None]:
+    """What reading a checkpoint that is broken raises becomes one sentence."""
+    try:
+        yield
     except UserError:
         raise
     except BROKEN as error:
@@ -216,8 +224,13 @@ def read_label_names(workdir: epath.Path) -> tuple[str, ...] | None:
 
 
 def head_width(directory: epath.Path) -> int | None:
-    """The number of classes of the head in a checkpoint; None without one."""
-    shapes = stored_shapes(directory)
+    """The number of classes of the head in a checkpoint; None without one.
+
+    Raises:
+      UserError: if it is broken.
+    """
+    with _explained(directory):
+        shapes = stored_shapes(directory)
     path = "params/head/kernel"
     return shapes[path][0][-1] if path in shapes else None
 

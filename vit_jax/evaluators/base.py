@@ -3,7 +3,7 @@
 import abc
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -107,6 +107,25 @@ class Evaluator(abc.ABC):
     @abc.abstractmethod
     def result_names(self) -> list[str]:
         """The names of the scalars that `run` returns, once `check` has been called."""
+
+    @classmethod
+    @abc.abstractmethod
+    def possible_results(
+        cls,
+        entry: Mapping[str, Any],
+        *,
+        num_classes: int | None,
+        loss: str,
+        skips: bool,
+    ) -> list[str]:
+        """Names of scalars, without NAME/, that an entry may have; opens no data.
+
+        Args:
+          entry: of `config.evals`, complete.
+          num_classes: of the head, None if the data will say.
+          loss: `config.loss.name`.
+          skips: whether bad examples of its data are left out.
+        """
 
     @abc.abstractmethod
     def run(self, params: Params, check: Callable[[], None]) -> Result:
@@ -261,8 +280,14 @@ class Examples:
           num_classes: of the head that the labels must fit; None if they need not.
 
         Raises:
-          UserError: an image does not decode, or a label is out of range.
+          UserError: an image does not decode, a label is out of range, or there is
+            no head.
         """
+        if num_classes == 0:
+            raise UserError(
+                f"{self._where}: the weights have no head, so they know no classes; "
+                "evaluate their features: type=knn, fewshot or linear_probe"
+            )
         self._num_classes = num_classes
         if num_classes is None:
             known = self.dataset.num_classes
