@@ -333,7 +333,7 @@ def test_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> N
     c.print("saved")
     out, err = capsys.readouterr()
     assert out.splitlines() == [
-        "step 100/1000 (10%) loss 1.2500 lr 0.00100 1,234 img/s eta 0:01:02",
+        "step 100/1000 (10%) loss 1.2500 lr 1.00e-03 1,234 img/s eta 0:01:02",
         "step 100/1000 (10%) test: accuracy 0.9100 examples 2,000",
         "step 110/1000 (11%) val: loss 0.5000",
         "saved",
@@ -348,7 +348,7 @@ def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     c.close()
     out, err = capsys.readouterr()
     assert out.strip() == "step 100/1000 (10%) test: accuracy 0.9100"
-    assert "100/1000, loss 1.2500 lr 0.00100 1,234 img/s eta 0:01:02" in err
+    assert "100/1000, loss 1.2500 lr 1.00e-03 1,234 img/s eta 0:01:02" in err
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

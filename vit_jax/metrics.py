@@ -292,12 +292,12 @@ def training_line(scalars: Mapping[str, float]) -> str:
     >>> training_line({"loss": 1.25, "accuracy": 0.5, "learning_rate": 1e-3,
     ...                "grad_norm": 0.7, "timing/images_per_s": 1234.2,
     ...                "timing/eta_s": 62.4})
-    'loss 1.2500 accuracy 0.5000 lr 0.00100 1,234 img/s eta 0:01:02'
+    'loss 1.2500 accuracy 0.5000 lr 1.00e-03 1,234 img/s eta 0:01:02'
     """
     shown = {
         "loss": lambda x: f"loss {fixed(x)}",
         "accuracy": lambda x: f"accuracy {fixed(x)}",
-        "learning_rate": lambda x: f"lr {x:#.3g}",
+        "learning_rate": lambda x: f"lr {x:.2e}",
         "timing/images_per_s": lambda x: (
             f"{x:,.0f} img/s" if x >= 10 else f"{x:.2g} img/s"
         ),

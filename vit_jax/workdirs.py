@@ -2,7 +2,7 @@
 
 A workdir holds config.json, parameters.txt, labels.json (the names of the classes,
 where the data has them), runs.jsonl (how it was started, each time), log.txt (what it
-printed), metrics.jsonl, checkpoints/, evals/ and tensorboard/.
+printed), metrics.jsonl, curves.png, checkpoints/, evals/ and tensorboard/.
 """
 
 import contextlib

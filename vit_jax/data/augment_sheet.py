@@ -18,7 +18,7 @@ from typing import Any, get_args
 import cv2
 import numpy as np
 
-from vit_jax import errors, flags
+from vit_jax import errors, flags, lettering
 from vit_jax.data import augment, decode
 from vit_jax.data.augmentation import Augment
 from vit_jax.data.transforms import TrainTransform, central_crop, resize
@@ -129,8 +129,7 @@ def draw(rows: Sequence[Row]) -> np.ndarray:
 
 
 def _write(sheet: np.ndarray, text: str, place: tuple[int, int], color: Any) -> None:
-    font = cv2.FONT_HERSHEY_SIMPLEX
-    cv2.putText(sheet, text, place, font, 0.45, color, 1, cv2.LINE_AA)
+    lettering.write(sheet, text, place, 9, color)
 
 
 def square(image: np.ndarray) -> np.ndarray:
