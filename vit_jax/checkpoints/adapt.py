@@ -121,7 +121,15 @@ def read_weights(
         image_size=(size, size) if isinstance(size, int) else tuple(size),
         normalization=(tuple(data["mean"]), tuple(data["std"])),
         label_names=read_label_names(directory.parent.parent),
+        said=(f"taken from step {directory.name}: {_which(directory)}",),
     )
+
+
+def _which(directory: epath.Path) -> str:
+    """Which parameters of a checkpoint `read_arrays` takes."""
+    if (directory / "ema_params").exists():
+        return "the average of its parameters (EMA)"
+    return "its parameters; it has no average (EMA)"
 
 
 def adapt(
