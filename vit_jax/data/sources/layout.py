@@ -18,7 +18,8 @@ from vit_jax.errors import UserError
 _JUNK = ("__MACOSX", "@eaDir")
 _NAMED = 5  # at most so many folders are named in a message
 
-HIDDEN, NO_CLASS, DEAD_LINK = "hidden", "in no class folder", "links to nothing"
+HIDDEN, NO_CLASS = "hidden", "in no class folder"
+DEAD_LINK, NO_FILE = "links to nothing", "pipes or devices"
 
 
 class Layout(NamedTuple):
@@ -128,6 +129,19 @@ def images(path: str) -> tuple[list[str], Counter[str]]:
     return sorted(found), left_out
 
 
+def listed(left_out: Counter[str]) -> str:
+    """What was left out, the most frequent kind first.
+
+    >>> listed(Counter({".txt": 2, "hidden": 1}))
+    '3 files: 2 .txt, 1 hidden'
+    """
+    counts = [f"{count:,} {kind}" for kind, count in left_out.most_common() if count]
+    if not counts:
+        return ""
+    files = "1 file" if left_out.total() == 1 else f"{left_out.total():,} files"
+    return f"{files}: {', '.join(counts)}"
+
+
 def _walk(
     root: str, inside: str = "", above: tuple[tuple[int, int], ...] = ()
 ) -> Iterator[tuple[str, str | None]]:
@@ -145,7 +159,7 @@ def _walk(
             elif entry.is_dir():
                 yield from _walk(root, name, (*above, here))
             elif not entry.is_file():
-                yield name, DEAD_LINK
+                yield name, DEAD_LINK if entry.is_symlink() else NO_FILE
             else:
                 yield name, None if is_image(entry.name) else _kind(entry.name)
 
