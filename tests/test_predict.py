@@ -66,9 +66,10 @@ def test_every_image_that_the_decoder_reads_is_found(
     names += ["dir.jpg/h.png", "link/i.jp2"]
     assert [p.relative_to(folder).as_posix() for p in found] == sorted(names)
     (left,) = [line for line in shown.err.splitlines() if "left out" in line]
-    begin, _, kinds = left.partition("left out 5 files: ")
+    begin, _, kinds = left.partition("left out 6 files: ")
     assert begin == f"{folder}: "
     expected = ["2 hidden", "1 .txt", "1 pipes or devices", "1 links to nothing"]
+    expected.append("1 links to a folder above")
     assert sorted(kinds.split(", ")) == sorted(expected)
     # Training on the folder, as one class, takes the same and says the same.
     (tmp_path / "data" / "train").mkdir(parents=True)
