@@ -140,15 +140,15 @@ def test_mistakes(mesh: Any, tmp_path: Path) -> None:
     # Each image is shown enlarged, in the order of the list.
     pixels = told.images(3 * count)
     for n, i in enumerate(order[:10]):
-        top, left = 30 + n // 6 * (160 + 2 * 18 + 4), 8 + n % 6 * 164
-        shown = picture[top : top + 160, left : left + 160]
-        np.testing.assert_array_equal(shown[40::80, 40::80], pixels[i])
+        top, left = 30 + n // 6 * (180 + 2 * 18 + 4), 8 + n % 6 * 184
+        shown = picture[top : top + 180, left : left + 180]
+        np.testing.assert_array_equal(shown[45::90, 45::90], pixels[i])
     # One that can no longer be read is left out.
     Path(found[0]["image"]).unlink()
     again = result.last_pictures["mistakes"]("it")
     assert again is not None
-    shown = again[30:190, 8:168]
-    np.testing.assert_array_equal(shown[40::80, 40::80], pixels[order[1]])
+    shown = again[30:210, 8:188]
+    np.testing.assert_array_equal(shown[45::90, 45::90], pixels[order[1]])
 
 
 def test_no_mistakes(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from vit_jax.data.transforms import TrainTransform, central_crop, resize
 
 COLUMNS = 8
 SIDE, GAP, LABEL = 128, 4, 128
+_TEXT = 9  # height of capital letters, pixels
 Row = tuple[str, list[tuple[str, np.ndarray]]]  # its name; captions and pictures
 
 _FACTORS = (0.0, 0.1, 0.5, 0.73, 1.0, 1.27, 1.5, 1.9)
@@ -123,13 +124,14 @@ def draw(rows: Sequence[Row]) -> np.ndarray:
             left = LABEL + j * step
             sheet[top : top + SIDE, left : left + SIDE] = picture
             if caption:
-                sheet[top : top + 14, left : left + 9 * len(caption)] = 255
+                room = lettering.width(caption, _TEXT) + 4
+                sheet[top : top + 14, left : left + room] = 255
                 _write(sheet, caption, (left + 2, top + 11), (200, 0, 0))
     return sheet
 
 
 def _write(sheet: np.ndarray, text: str, place: tuple[int, int], color: Any) -> None:
-    lettering.write(sheet, text, place, 9, color)
+    lettering.write(sheet, text, place, _TEXT, color)
 
 
 def square(image: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from vit_jax.errors import UserError
 
 MOST = 30  # mistakes that are kept
 _COLUMNS = 6
-_SIDE, _MARGIN = 160, 8  # of an image, at least, and of the picture, pixels
+_SIDE, _MARGIN = 180, 8  # of an image, at least, and of the picture, pixels
 
 
 class Mistake(NamedTuple):
