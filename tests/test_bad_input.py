@@ -61,6 +61,18 @@ def label_out_of_range(tmp_path: Path) -> list[str]:
     ]
 
 
+def mixed_classes(tmp_path: Path) -> list[str]:
+    """A mixture of two folders, of which one has a class that the other has not."""
+    first, second = images(tmp_path / "1", "a", "b"), images(tmp_path / "2", "a", "c")
+    return [
+        "--config.data.name=mixture",
+        "--config.data.mixture.one.name=folder",
+        f"--config.data.mixture.one.data_dir={first}",
+        "--config.data.mixture.two.name=folder",
+        f"--config.data.mixture.two.data_dir={second}",
+    ]
+
+
 CASES = {
     "misspelt key": (["--config.optim.learning_rat=1"], "learning_rate"),
     "misspelt section": (["--config.optm.learning_rate=1"], '"optim"'),
@@ -119,10 +131,12 @@ def test_bad_arguments(case: str, tmp_path: Path) -> None:
         (truncated, "test/b/0.jpg"),
         (latin_class, r"not UTF-8: caf\xe9"),
         (label_out_of_range, "out of range"),
+        (mixed_classes, 'has classes that one (DIR/1) does not know: "c"'),
     ],
 )
 def test_bad_data(make, expected: str, tmp_path: Path) -> None:
-    assert expected in fails(tmp_path, *make(tmp_path))
+    message = fails(tmp_path, *make(tmp_path))
+    assert expected in message.replace(str(tmp_path), "DIR")
 
 
 def test_workdir_that_cannot_be_written(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def test_four_processes_are_one_run(of_one: Path, of_four: Path) -> None:
     assert names == {
         "checkpoints",
         "config.json",
+        "curves.png",
         "evals",
         "labels.json",
         "log.txt",

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. A module or package of vit_jax may import those of lower layers, and no
 # other of its own layer. `__init__` is the public face and stands on top of all.
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "processes"},
+    {"errors", "lettering", "processes"},
     {
         "class_names",
         "cluster",
@@ -48,6 +48,7 @@ LAYERS: tuple[set[str], ...] = (
     {
         "bad_examples",
         "checkpoints",
+        "curves",
         "data",
         "distillation",
         "metrics",
@@ -81,6 +82,7 @@ NEIGHBOURS = {
     ("checkpoints", "workdirs"),
     ("sharding", "layouts"),
     ("convert", "predict"),
+    ("curves", "metrics"),
     ("preprocessing", "data"),
     ("checkpoints", "preprocessing"),
     ("timing", "jsonlines"),

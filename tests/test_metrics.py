@@ -233,7 +233,7 @@ def test_everything_reaches_the_file_and_tensorboard(tmp_path: Path) -> None:
     (picture,) = events.Images("test/confusion")
     assert (picture.step, picture.width, picture.height) == (100, 8, 8)
     png = np.frombuffer(picture.encoded_image_string, np.uint8)
-    read_back = cv2.imdecode(png, cv2.IMREAD_COLOR)
+    read_back = np.asarray(cv2.imdecode(png, cv2.IMREAD_COLOR))
     np.testing.assert_array_equal(read_back[..., ::-1], picture_of)
     (text,) = events.Tensors("config")[0].tensor_proto.string_val
     assert b'"learning_rate": 0.25' in text
@@ -317,8 +317,8 @@ def test_the_console_shows_what_it_is_told(
     logger.write(2, {"test/accuracy": 0.5}, shown=shown)
     logger.close()
     assert capsys.readouterr().out.splitlines() == [
-        "step 1/1000 (0%) loss 0.75 accuracy 0.125",
-        "step 2/1000 (0%) test: accuracy 0.5",
+        "step 1/1000 (0%) loss 0.7500 accuracy 0.1250",
+        "step 2/1000 (0%) test: accuracy 0.5000",
     ]
     line = (tmp_path / "metrics.jsonl").read_text().splitlines()[0]
     assert json.loads(line) == {"step": 1, "train/accuracy": 0.0, "train/loss": 1.0}
@@ -336,9 +336,9 @@ def test_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> N
     c.print("saved")
     out, err = capsys.readouterr()
     assert out.splitlines() == [
-        "step 100/1000 (10%) loss 1.25 lr 0.001 1,234 img/s eta 0:01:02",
-        "step 100/1000 (10%) test: accuracy 0.91 examples 2,000",
-        "step 110/1000 (11%) val: loss 0.5",
+        "step 100/1000 (10%) loss 1.2500 lr 1.00e-03 1,234 img/s eta 0:01:02",
+        "step 100/1000 (10%) test: accuracy 0.9100 examples 2,000",
+        "step 110/1000 (11%) val: loss 0.5000",
         "saved",
     ]
     assert err == ""
@@ -350,8 +350,8 @@ def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     c.write(100, {**numbers, "test/accuracy": 0.91})
     c.close()
     out, err = capsys.readouterr()
-    assert out.strip() == "step 100/1000 (10%) test: accuracy 0.91"
-    assert "100/1000, loss 1.25 lr 0.001 1,234 img/s eta 0:01:02" in err
+    assert out.strip() == "step 100/1000 (10%) test: accuracy 0.9100"
+    assert "100/1000, loss 1.2500 lr 1.00e-03 1,234 img/s eta 0:01:02" in err
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
@@ -374,3 +374,18 @@ def test_parameter_overview_takes_shapes_and_arrays() -> None:
     assert "(2, 3)" in table
     assert "Total: 9" in table
     assert metrics.parameter_overview(jax.eval_shape(lambda: params)) == table
+
+
+def test_shots_are_in_the_order_of_their_numbers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On the console and in the last words; one width for all shares."""
+    shots = {f"{k}shot": k / 40 for k in (10, 1, 25, 5)}
+    in_order = "1shot 0.0250 5shot 0.1250 10shot 0.2500 25shot 0.6250"
+    console(progress=False).write(100, {f"few/{k}": v for k, v in shots.items()})
+    metrics.print_summary(
+        step=1, results={"few": shots}, seconds=1, places={}, next_command=""
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"step 100/1000 (10%) few: {in_order}"
+    assert lines[2] == f"  few       {in_order}"

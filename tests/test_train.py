@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -43,6 +44,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert "Finished at step 40" in output
     assert "tensorboard --logdir" in output
+    for name, place in (
+        ("curves", "curves.png"),
+        ("test/confusion", "evals/test-40-confusion.png"),
+        ("test/mistakes", "evals/test-40-mistakes.png"),
+    ):
+        (line,) = re.findall(rf"^  {name} +(.+)$", output, re.MULTILINE)
+        assert line == f"{workdir}/{place}"
+        assert (workdir / place).read_bytes().startswith(b"\x89PNG")
     return workdir
 
 
@@ -143,8 +152,10 @@ def test_some_of_several_evaluations(finished: Path, tmp_path: Path) -> None:
         "--config.evals.half.split=test[:10%]",
     )
     assert "test/accuracy" not in output
-    names = {path.name for path in (tmp_path / "evals").iterdir()}
-    assert names == {"half-40.json", "half-40-confusion.png", "c-40.json"}
+    paths = set((tmp_path / "evals").iterdir())
+    names = ("half-40.json", "half-40-confusion.png", "half-40-mistakes.png")
+    assert paths == {tmp_path / "evals" / name for name in (*names, "c-40.json")}
+    assert all(f"written to {path}\n" in output for path in paths)
     half = json.loads((tmp_path / "evals" / "half-40.json").read_text())
     trained = json.loads((finished / "evals" / "test-40.json").read_text())
     assert half["checkpoint"] == f"{finished}/checkpoints/40"

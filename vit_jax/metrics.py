@@ -6,6 +6,7 @@ A scalar's name says what it is: `train/...` (or no slash) comes from training,
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -236,12 +237,12 @@ def training_line(scalars: Mapping[str, float]) -> str:
     >>> training_line({"loss": 1.25, "accuracy": 0.5, "learning_rate": 1e-3,
     ...                "grad_norm": 0.7, "timing/images_per_s": 1234.2,
     ...                "timing/eta_s": 62.4})
-    'loss 1.25 accuracy 0.5 lr 0.001 1,234 img/s eta 0:01:02'
+    'loss 1.2500 accuracy 0.5000 lr 1.00e-03 1,234 img/s eta 0:01:02'
     """
     shown = {
-        "loss": lambda x: f"loss {x:.4g}",
-        "accuracy": lambda x: f"accuracy {x:.3g}",
-        "learning_rate": lambda x: f"lr {x:.3g}",
+        "loss": lambda x: f"loss {fixed(x)}",
+        "accuracy": lambda x: f"accuracy {fixed(x)}",
+        "learning_rate": lambda x: f"lr {x:.2e}",
         "timing/images_per_s": lambda x: (
             f"{x:,.0f} img/s" if x >= 10 else f"{x:.2g} img/s"
         ),
@@ -255,11 +256,38 @@ def format_scalars(scalars: Mapping[str, float | str]) -> str:
 
     >>> format_scalars({"loss": 0.31234567, "accuracy": "NaN", "examples": 2000})
     'accuracy nan examples 2,000 loss 0.3123'
+    >>> format_scalars({"10shot": 0.7967, "1shot": 0.5, "5shot": 0.8})
+    '1shot 0.5000 5shot 0.8000 10shot 0.7967'
     """
     return " ".join(
-        f"{name} {value:,}" if isinstance(value, int) else f"{name} {float(value):.4g}"
-        for name, value in sorted(scalars.items())
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {fixed(value)}"
+        for name, value in sorted(scalars.items(), key=lambda item: by_number(item[0]))
     )
+
+
+def fixed(value: float | str) -> str:
+    """A number with four digits after the point, so that those of a column line up.
+
+    Numbers too small or too large for that have four digits that count.
+
+    >>> [fixed(x) for x in (0.8, 0.79666, 0, 12.5, 1234.56, 0.00012, "NaN")]
+    ['0.8000', '0.7967', '0.0000', '12.5000', '1235', '0.0001200', 'nan']
+    """
+    number = float(value)
+    if number and not 1e-3 <= abs(number) < 1e3:
+        return f"{number:#.4g}".rstrip(".")
+    return f"{number:.4f}"
+
+
+def by_number(name: str) -> list[tuple[bool, int, str]]:
+    """A key to sort names by, in which the numbers in them count as numbers.
+
+    >>> sorted(["10shot", "accuracy", "1shot", "5shot"], key=by_number)
+    ['1shot', '5shot', '10shot', 'accuracy']
+    """
+    parts = re.findall(r"\d+|\D+", name)
+    numbers = [int(part) if part.isdecimal() else None for part in parts]
+    return [(n is None, n or 0, part) for n, part in zip(numbers, parts, strict=True)]
 
 
 def format_seconds(seconds: float) -> str:
@@ -294,7 +322,7 @@ def print_summary(
     ...               places={"checkpoints": "/tmp/a/checkpoints"},
     ...               next_command="tensorboard --logdir /tmp/a")
     Finished at step 100 after 0:01:02.
-      test         accuracy 0.9
+      test         accuracy 0.9000
       checkpoints  /tmp/a/checkpoints
       try next     tensorboard --logdir /tmp/a
     """

@@ -135,6 +135,5 @@ def _after(before: Future[None], write: Callable[..., None], *args: Any) -> None
 
 
 def _event(**fields: Any) -> bytes:
-    from tensorboard.compat.proto import event_pb2
-
-    return event_pb2.Event(wall_time=time.time(), **fields).SerializeToString()
+    proto: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")
+    return proto.Event(wall_time=time.time(), **fields).SerializeToString()

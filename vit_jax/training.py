@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from etils import epath
 from vit_jax import (
     checkpoints,
     class_names,
+    curves,
     devices,
     distributed,
     metrics,
@@ -260,10 +261,17 @@ def finish_step(
         results: Scalars = {}
         for name, result in evaluated.items():
             results |= result.scalars
-            pictures = {f"{name}/{what}": x for what, x in result.pictures.items()}
-            observer.logger.write_images(step, pictures)
             if distributed.is_first():
-                records.write(workdir, name, str(step), result, {"step": step})
+                written = records.write(
+                    workdir,
+                    name,
+                    str(step),
+                    result,
+                    {"step": step},
+                    last=step == run.total_steps,
+                )
+                pictures = {f"{name}/{what}": x for what, x in written.drawn.items()}
+                observer.logger.write_images(step, pictures)
         if line or results:
             observer.write(step, line | results)
         stop = (stop or run.votes.stop()) and step < run.total_steps
@@ -486,8 +494,10 @@ def tell_result(
         print(f"{key}: {value}", flush=True)
     if workdir is not None:
         about = {"checkpoint": str(directory)}
-        path = records.write(workdir, name, directory.name, result, about)
-        print(f"written to {path}", flush=True)
+        at = directory.name
+        written = records.write(workdir, name, at, result, about, last=True)
+        for path in (written.record, *written.pictures.values()):
+            print(f"written to {path}", flush=True)
 
 
 def announce(workdir: epath.Path, run: Run, saved: Checkpoints, overview: str) -> None:
@@ -517,6 +527,31 @@ def where_it_stands(saved: Checkpoints, workdir: epath.Path) -> str:
     return f"{workdir} is saved at step {step}"
 
 
+def curves_of(workdir: epath.Path, lines: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Writes the learning curves; their path, by "curves"."""
+    path = workdir / curves.FILE
+    picture = curves.draw(lines, title=f"{workdir.name}: learning curves")
+    if picture is None:
+        return {}
+    try:
+        workdirs.write_atomically(path, records.to_png(picture))
+    except UserError as error:  # all else is written: no reason to fail
+        print(f"WARNING: {error}", flush=True)
+        return {}
+    return {"curves": str(path)}
+
+
+def pictures_of(workdir: epath.Path, run: Run) -> dict[str, str]:
+    """The paths of what the last evaluations have drawn, by NAME/WHAT."""
+    return {
+        f"{evaluator.name}/{what}": str(path)
+        for evaluator in run.evaluators
+        for what, path in records.pictures(
+            workdir, evaluator.name, str(run.total_steps)
+        ).items()
+    }
+
+
 def summarize(workdir: epath.Path, run: Run, seconds: float) -> Scalars:
     """The last words: results, where things are, what to try next.
 
@@ -542,6 +577,8 @@ def summarize(workdir: epath.Path, run: Run, seconds: float) -> Scalars:
         places={
             "checkpoints": str(workdir / "checkpoints"),
             "metrics": str(path),
+            **curves_of(workdir, lines),
+            **pictures_of(workdir, run),
         },
         # Of the parent: runs then have their names, and stand beside their neighbours.
         next_command=f"tensorboard --logdir={shlex.quote(str(workdir.parent))}",

@@ -3,7 +3,8 @@
 A workdir holds config.json, parameters.txt, labels.json (the names of the classes,
 where the data has them), class_weights.json (with loss.class_weights=balanced: the
 images and the weight of each class), runs.jsonl (how it was started, each time),
-log.txt (what it printed), metrics.jsonl, checkpoints/, evals/ and tensorboard/.
+log.txt (what it printed), metrics.jsonl, curves.png, checkpoints/, evals/ and
+tensorboard/.
 """
 
 import contextlib

@@ -120,12 +120,20 @@ def read_weights(
         image_size=(size, size) if isinstance(size, int) else tuple(size),
         normalization=(tuple(data["mean"]), tuple(data["std"])),
         label_names=read_label_names(directory.parent.parent),
+        said=(f"taken from step {directory.name}: {_which(directory)}",),
     )
 
 
 def head_width(source: Weights) -> int:
     """The number of classes of the head; 0 without one."""
     return len(source.arrays[_BIAS]) if _BIAS in source.arrays else 0
+
+
+def _which(directory: epath.Path) -> str:
+    """Which parameters of a checkpoint `read_arrays` takes."""
+    if (directory / "ema_params").exists():
+        return "the average of its parameters (EMA)"
+    return "its parameters; it has no average (EMA)"
 
 
 def adapt(

@@ -20,6 +20,9 @@ from vit_jax.state import Params
 
 T = TypeVar("T")
 
+# Draws uint8 [h, w, 3] under a title; None if there is nothing to show.
+Draw = Callable[[str], np.ndarray | None]
+
 # Keys of `config.data` that change no result.
 _WITHOUT_EFFECT = ("train", "mixture", "num_workers", "num_threads")
 
@@ -32,12 +35,15 @@ class Result:
       scalars: NAME/accuracy and the like, for the metric writers.
       record: for a JSON file: the protocol, the data's fingerprint, and whatever is
         not a scalar; values are plain or NumPy arrays.
-      pictures: uint8 [h, w, 3] by name.
+      pictures: by name; they are drawn where they are written.
+      last_pictures: those that a run has of its last step alone, since they read images
+        again.
     """
 
     scalars: dict[str, float | int]
     record: dict[str, Any]
-    pictures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    pictures: dict[str, Draw] = dataclasses.field(default_factory=dict)
+    last_pictures: dict[str, Draw] = dataclasses.field(default_factory=dict)
 
 
 class Evaluator(abc.ABC):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -234,7 +235,7 @@ class Corruptions(Evaluator):
         totals = scores.Totals(self._num_classes, multi_hot=multi_hot)
         batches = examples.batches(check)
         for rows in a_batch_late(self._step(params, batch) for batch in batches):
-            totals.add(rows)
+            totals.add(jax.device_get(dict(rows)))
         totals.check(self._where)
         return totals
 
