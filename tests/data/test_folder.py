@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,14 @@ def test_links_in_a_circle(tmp_path):
     assert names(source) == ["a/1.png", "b/2.png"]
     assert source.label_names == ("a", "b")
     assert any("1 links to no file, 1 pipes or devices" in n for n in source.notes)
+
+
+def test_a_locale_that_is_not_utf8(tmp_path, monkeypatch):
+    """There even names that are UTF-8 cannot be told: the names are not to blame."""
+    touch(tmp_path / os.fsdecode(b"caf\xe9") / "1.png")
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    with pytest.raises(UserError, match=r"reads names as ascii: set LC_ALL=C\.UTF-8"):
+        opened(tmp_path)
 
 
 def test_splits_that_are_the_same_images(tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -240,6 +241,13 @@ class _Opener:
                 f"{printable(os.path.join(path, 'CLASS', 'IMAGE.jpg'))}."
             )
         bad = [n for n in names if not _is_utf8(n)]
+        encoding = sys.getfilesystemencoding()
+        if bad and encoding != "utf-8":
+            raise UserError(
+                f"{printable(path)} has class folders such as {named(bad[:1])}, and "
+                f"this process reads names as {encoding}: set LC_ALL=C.UTF-8 or "
+                "PYTHONUTF8=1 before it starts."
+            )
         if bad:
             raise UserError(
                 f"{printable(path)} has class folders whose names are not UTF-8: "
