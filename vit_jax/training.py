@@ -428,6 +428,8 @@ def what_to_evaluate(workdir: epath.Path, run: Run) -> epath.Path:
     if run.init_from is None:
         return workdir
     stored = workdirs.read_config(workdir)
+    if not stored and (found := checkpoints.newest_config(workdir)) is not None:
+        stored, _ = found
     began_there = "init_from" in stored and stored["init_from"] == run.init_from
     if began_there and checkpoints.is_run(workdir):
         return workdir

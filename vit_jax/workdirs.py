@@ -16,16 +16,13 @@ from typing import IO, Any
 from absl import logging
 from etils import epath
 
+from vit_jax import durable
+from vit_jax.durable import is_remote
 from vit_jax.errors import UserError
 
 CONFIG = "config.json"
 LABEL_NAMES = "labels.json"
 LOCK = ".lock"
-
-
-def is_remote(path: epath.Path) -> bool:
-    """Whether a path is in an object store."""
-    return "://" in os.fspath(path)
 
 
 def absolute(path: str | os.PathLike[str], *, of: str = "") -> epath.Path:
@@ -162,8 +159,10 @@ def write_config(workdir: epath.Path, config: dict[str, Any]) -> None:
     """Writes config.json; says what has changed since the run began, if it had one."""
     path = workdir / CONFIG
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    if path.exists() and path.read_text() != text:
-        changes = difference(read_config(workdir), json.loads(text))
+    stored = read_config(workdir)
+    if path.exists() and not stored:
+        logging.warning("%s is damaged: it is written anew", path)
+    elif stored and (changes := difference(stored, json.loads(text))):
         logging.warning(
             "%s: this run goes on with another config:\n%s",
             workdir,
@@ -182,17 +181,15 @@ def read_config(workdir: epath.Path) -> dict[str, Any]:
 
 
 def write_atomically(path: epath.Path, content: str | bytes) -> None:
-    """All of the content under its name, or none of it.
+    """All of the content under its name, or none of it; on disk when this returns.
 
     Raises:
       UserError: if it cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         data = content.encode() if isinstance(content, str) else content
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        durable.write(path, data)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
