@@ -59,7 +59,7 @@ LAYERS: tuple[set[str], ...] = (
     {"evaluators"},
     {"run"},
     {"config", "export", "planning", "training", "verify", "visualize"},
-    {"__main__", "api", "convert", "data.check", "plan", "predict"},
+    {"__main__", "api", "convert", "data.check", "fsck", "plan", "predict"},
     {"main"},
     {"__init__"},
 )

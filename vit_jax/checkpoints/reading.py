@@ -363,15 +363,29 @@ def read_arrays(directory: epath.Path) -> dict[str, np.ndarray]:
     """
     item = directory / "ema_params"
     item = item if item.exists() else directory / "params"
-    handler = ocp.PyTreeCheckpointHandler()
     with _told(item):
-        as_numpy = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-            handler.metadata(item).tree,
-        )
-        tree = handler.restore(item, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+        leaves = jax.tree_util.tree_leaves_with_path(_read_on_host(item))
     return {path_name(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def read_everything(directory: epath.Path) -> None:
+    """Reads all arrays of a checkpoint, one item after the other.
+
+    Raises:
+      Damaged: if one cannot be read.
+    """
+    with damages():
+        for item in ITEMS:
+            if (directory / item).exists():
+                _read_on_host(directory / item)
+
+
+def _read_on_host(item: epath.Path) -> Any:
+    handler = ocp.PyTreeCheckpointHandler()
+    as_numpy = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(item).tree
+    )
+    return handler.restore(item, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
 def choose(path: epath.Path, step: int | None = None) -> epath.Path:
