@@ -26,7 +26,7 @@ from etils import epath
 
 from vit_jax import distributed, durable
 from vit_jax.checkpoints import manifest
-from vit_jax.checkpoints.disk import ToldOnce, check_space, space_needed
+from vit_jax.checkpoints.disk import check_space, tell_once, writing
 from vit_jax.checkpoints.manifest import Damaged
 from vit_jax.checkpoints.matching import OtherModel
 from vit_jax.checkpoints.reading import (
@@ -85,7 +85,7 @@ class Checkpoints:
                 f"config.checkpoint: every {every}, keep {keep} and keep_period "
                 f"{keep_period} must be at least 1"
             )
-        logging.get_absl_handler().addFilter(ToldOnce())
+        tell_once()
         self.every, self.best, self.directory = every, best, directory
         self.position = Position(stream=stream)
         self._allow_changed_data = allow_changed_data
@@ -171,7 +171,7 @@ class Checkpoints:
         }
         if state.ema_params is not None:
             items["ema_params"] = ocp.args.StandardSave(state.ema_params)
-        with space_needed(self.directory):
+        with writing(self.directory):
             self._manager.wait_until_finished()  # it is of another step
             self._saving = step
             self._manager.save(
@@ -197,7 +197,7 @@ class Checkpoints:
         Raises:
           UserError: if a save failed for want of space.
         """
-        with space_needed(self.directory):
+        with writing(self.directory):
             self._manager.wait_until_finished()
             if distributed.is_first():
                 durable.sync(self.directory)  # the names of checkpoints

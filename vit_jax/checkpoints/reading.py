@@ -16,6 +16,7 @@ from etils import epath
 
 from vit_jax import progress, workdirs
 from vit_jax.checkpoints import manifest
+from vit_jax.checkpoints.disk import tell_once
 from vit_jax.checkpoints.manifest import Damaged
 from vit_jax.checkpoints.matching import (
     ITEMS,
@@ -123,6 +124,7 @@ def damages(*, verified: bool = False) -> Iterator[None]:
     Raises:
       Damaged: instead of what Orbax raises for files that are missing or garbled.
     """
+    tell_once()
     try:
         yield
     except (UserError, Damaged):
