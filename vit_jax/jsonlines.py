@@ -131,7 +131,7 @@ def last_value(path: epath.Path, name: str) -> float | None:
 
     Only the end of the file is read.
     """
-    if not path.exists():
+    if not path.is_file():
         return None
     with path.open("rb") as file:
         file.seek(0, os.SEEK_END)

@@ -79,7 +79,11 @@ def train_saved(
     """Trains with checkpoints, and says where the run stands if it is ended."""
     # Leaving it waits for a save that is under way, whatever ends the run.
     with Checkpoints(
-        workdir / "checkpoints", config, run.stream, **run.checkpoint
+        workdir / "checkpoints",
+        config,
+        run.stream,
+        run.dataset.label_names,
+        **run.checkpoint,
     ) as saved:
         saved.check_best(run.result_names())
         try:
@@ -147,7 +151,7 @@ def write_label_names(
     """
     if names is None:
         return
-    before = checkpoints.read_label_names(workdir)
+    before = checkpoints.read_label_names(workdir / "checkpoints" / str(step))
     if step > 0 and before not in (None, names):
         raise UserError(
             f"{workdir} has learned the classes {class_names.listed(before or ())}; "
@@ -395,7 +399,7 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> Scalars:
         source = what_to_evaluate(workdir, run)
         if source == workdir or checkpoints.is_run(source):
             directory = checkpoints.choose(source)
-            run.check_evaluators(checkpoints.read_label_names(directory.parent.parent))
+            run.check_evaluators(checkpoints.read_label_names(directory))
             params = checkpoints.read_params(directory, run.abstract_state.params)
         else:
             weights = read_init_from(run)

@@ -23,6 +23,8 @@ from vit_jax.errors import UserError
 CONFIG = "config.json"
 LABEL_NAMES = "labels.json"
 LOCK = ".lock"
+_FILES = (CONFIG, LABEL_NAMES, LOCK, "metrics.jsonl", "runs.jsonl", "parameters.txt")
+_DIRECTORIES = ("checkpoints", "broken_checkpoints", "evals", "tensorboard")
 
 
 def absolute(path: str | os.PathLike[str], *, of: str = "") -> epath.Path:
@@ -85,6 +87,26 @@ def check_writable(workdir: epath.Path) -> None:
         ) from error
 
 
+def check_kinds(workdir: epath.Path) -> None:
+    """Refuses a directory where a run has a file, and a file for a directory.
+
+    Raises:
+      UserError: with its name.
+    """
+    for name in _FILES:
+        if (workdir / name).is_dir():
+            raise UserError(
+                f"{workdir / name} is a directory, and a run has a file of this name: "
+                "move it away, or use another --workdir"
+            )
+    for name in _DIRECTORIES:
+        if (workdir / name).exists() and not (workdir / name).is_dir():
+            raise UserError(
+                f"{workdir / name} is no directory, and a run has one of this name: "
+                "move it away, or use another --workdir"
+            )
+
+
 def lock(workdir: epath.Path) -> IO[str]:
     """Keeps other processes on this machine out of a workdir.
 
@@ -95,6 +117,7 @@ def lock(workdir: epath.Path) -> IO[str]:
       UserError: if the directory cannot be written, or another process is at work.
     """
     check_writable(workdir)
+    check_kinds(workdir)
     if is_remote(workdir):
         return open(os.devnull)
     while True:

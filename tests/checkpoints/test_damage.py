@@ -55,6 +55,7 @@ class Saved:
             epath.Path(workdir / "checkpoints"),
             self.config,
             self.run.stream,
+            self.run.dataset.label_names,
             **self.run.checkpoint,
         )
 
@@ -208,22 +209,26 @@ def test_many_flips_and_truncations(saved: Saved, workdir: Path) -> None:
     assert noticed[0] >= 495 and noticed[1] >= 190
 
 
-def largest_chunk(step: Path) -> Path:
-    chunks = [path for path in (step / "params").rglob("*") if path.parent.name == "d"]
-    return max(chunks, key=lambda path: path.stat().st_size)
+def chunks(step: Path) -> list[Path]:
+    """The files with the data of the parameters, the largest last.
+
+    Orbax may have copied what one process wrote, and then reads the copy.
+    """
+    found = [path for path in (step / "params").rglob("*") if path.parent.name == "d"]
+    return sorted(found, key=lambda path: path.stat().st_size)
 
 
-def damage_one_array(step: Path) -> None:
-    """As a bad disk does it: one bit, in the largest chunk of the parameters."""
-    path = largest_chunk(step)
+def flip_a_bit(step: Path) -> None:
+    """As a bad disk does it."""
+    path = chunks(step)[-1]
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 64
     path.write_bytes(data)
 
 
-def cut_one_array(step: Path) -> None:
-    path = largest_chunk(step)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def cut_the_arrays(step: Path) -> None:
+    for path in chunks(step):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def remove_an_item(step: Path) -> None:
@@ -262,8 +267,8 @@ def as_before_manifests(step: Path) -> None:
 
 
 DAMAGES = [
-    (damage_one_array, "is not what was saved"),
-    (cut_one_array, "bytes of"),
+    (flip_a_bit, "is not what was saved"),
+    (cut_the_arrays, "bytes of"),
     (remove_an_item, "is missing"),
     (empty, "half a copy"),
     (mix, "params/"),
@@ -281,7 +286,7 @@ def test_the_one_before_is_taken(
 ) -> None:
     damage(workdir / "checkpoints" / str(NEWEST))
     found = checkpoints.choose(epath.Path(workdir))  # moves nothing
-    params = damage in (damage_one_array, cut_one_array)  # `load` reads the average
+    params = damage in (flip_a_bit, cut_the_arrays)  # `load` reads the average
     assert found.name == str(NEWEST if params and "bytes" not in said else BEFORE)
     told.clear()
     step, arrays = saved.restore(workdir)
@@ -295,7 +300,7 @@ def test_the_one_before_is_taken(
 
 
 OLD_DAMAGES = [
-    (cut_one_array, "OUT_OF_RANGE"),
+    (cut_the_arrays, "OUT_OF_RANGE"),
     (remove_an_item, "params: missing"),
     (garble_shapes, ""),
     (positions(step=59), "position is not of step 60"),
@@ -367,7 +372,7 @@ def test_a_whole_one_of_another_model_stays(saved: Saved, workdir: Path) -> None
 
 def test_all_are_damaged(saved: Saved, workdir: Path) -> None:
     for step in (BEFORE, NEWEST):
-        cut_one_array(workdir / "checkpoints" / str(step))
+        cut_the_arrays(workdir / "checkpoints" / str(step))
         (workdir / "checkpoints" / str(step) / "config" / "metadata").unlink()
     with pytest.raises(UserError, match=r"(?s)no checkpoint in .*60: .*56: "):
         saved.restore(workdir)
@@ -427,3 +432,22 @@ def test_a_kill_while_the_position_is_replaced(
     assert reading.read_position(newest).pending == (
         {"loss": 1.0} if number > 1 else None
     )
+
+
+def test_the_names_of_the_classes_are_in_the_checkpoint(
+    saved: Saved, workdir: Path, told: list[str]
+) -> None:
+    """labels.json is taken where it is good, since it may be edited."""
+    newest = epath.Path(workdir / "checkpoints" / str(NEWEST))
+    names = saved.run.dataset.label_names
+    assert names is not None and reading.read_label_names(newest) == names
+    path = workdir / "labels.json"
+    path.write_text(json.dumps(["other"]))
+    assert reading.read_label_names(newest) == ("other",)
+    for damage in (b"", b"{", b"\xff", b"[" * 100_000, b"[1]"):
+        path.write_bytes(damage)
+        assert reading.read_label_names(newest) == names
+        assert f"{path} is damaged" in told[-1]
+    shutil.rmtree(newest / "labels")
+    with pytest.raises(UserError, match="is no list of names: correct or remove it"):
+        reading.read_label_names(newest)

@@ -120,7 +120,7 @@ def read_weights(
         },
         image_size=(size, size) if isinstance(size, int) else tuple(size),
         normalization=(tuple(data["mean"]), tuple(data["std"])),
-        label_names=read_label_names(directory.parent.parent),
+        label_names=read_label_names(directory),
     )
 
 

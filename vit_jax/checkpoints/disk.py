@@ -16,6 +16,8 @@ from etils import epath
 from vit_jax.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# How Python's errors end that a thread of a failed save meets when the process ends.
+_AFTER = ("after shutdown", "after interpreter shutdown", "Event loop is closed")
 _WHOLE = "The ones before it are whole: "
 
 
@@ -85,7 +87,10 @@ class _ToldOnce(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         errors = [record.exc_info[1]] if record.exc_info else []
         errors.append(ValueError(record.getMessage()))
-        return all(error is None or error_number(error) is None for error in errors)
+        return not any(
+            error is not None and (error_number(error) or str(error).endswith(_AFTER))
+            for error in errors
+        )
 
 
 _TOLD_ONCE = _ToldOnce()

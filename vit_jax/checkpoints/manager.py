@@ -8,6 +8,7 @@ is written, so a half-written one is never taken for a checkpoint. Its items:
   rest        optimiser state and counters
   position    JSON, see `Position`
   config      JSON, the config of the run: a checkpoint says by itself what it is
+  labels      JSON, the names of the classes, where the data has them
 
 Beside them stands MANIFEST.json, see `manifest`.
 """
@@ -54,6 +55,7 @@ class Checkpoints:
         directory: epath.Path,
         config: dict[str, Any],
         stream: dict[str, Any],
+        label_names: Sequence[str] | None = None,
         *,
         every: int = 1000,
         keep: int = 2,
@@ -67,6 +69,7 @@ class Checkpoints:
           directory: made if missing.
           config: stored with each checkpoint.
           stream: see `Position`; a checkpoint of another one is refused.
+          label_names: of the classes, where they are known; stored likewise.
           every: steps between saves.
           keep: the newest so many are kept.
           keep_period: checkpoints of steps that this divides are kept for good.
@@ -90,7 +93,7 @@ class Checkpoints:
         self.position = Position(stream=stream)
         self._allow_changed_data = allow_changed_data
         self.notes: list[str] = []
-        self._config = config
+        self._config, self._label_names = config, label_names
         self._saving = 0  # the step that is being written
         self._other: OtherModel | None = None
         falls = (best or "").endswith(("loss", "error"))
@@ -169,6 +172,9 @@ class Checkpoints:
             "position": ocp.args.JsonSave(dataclasses.asdict(self.position)),
             "config": ocp.args.JsonSave(self._config),
         }
+        if self._label_names is not None:
+            labels = {"names": list(self._label_names)}
+            items["labels"] = ocp.args.JsonSave(labels)
         if state.ema_params is not None:
             items["ema_params"] = ocp.args.StandardSave(state.ema_params)
         with writing(self.directory):

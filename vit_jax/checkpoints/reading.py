@@ -254,22 +254,22 @@ def stored_shapes(directory: epath.Path) -> Shapes:
     return shapes
 
 
-def read_params(
-    path: epath.Path, abstract: Params, *, step: int | None = None
-) -> Params:
-    """The weights of a run: the averaged ones if it has them, of its best step.
+def read_params(directory: epath.Path, abstract: Params) -> Params:
+    """The weights of a checkpoint: the averaged ones if it has them.
 
     Args:
-      path: a workdir, or one of the directories in its `checkpoints/`.
+      directory: from `choose`, which verifies it.
       abstract: the parameters as this model lays them out.
-      step: another step than the best, or else newest.
 
     Raises:
-      UserError: if there is none, or the parameters are of another model.
+      UserError: if they cannot be read, or are of another model.
     """
-    directory = choose(path, step)
     with _told(directory):
-        return _read_params(directory, abstract)
+        item = "ema_params" if (directory / "ema_params").exists() else "params"
+        stored = only(item, stored_shapes(directory))
+        refuse_differences(directory, stored, shapes_of(item, abstract))
+        logging.info("weights: %s of %s", item, directory)
+        return read_item(directory / item, abstract)
 
 
 @contextlib.contextmanager
@@ -286,14 +286,6 @@ def _told(where: epath.Path) -> Iterator[None]:
             f"{where} cannot be read ({error}): name another checkpoint, such as "
             "WORKDIR/checkpoints/STEP"
         ) from error
-
-
-def _read_params(directory: epath.Path, abstract: Params) -> Params:
-    item = "ema_params" if (directory / "ema_params").exists() else "params"
-    stored, wanted = only(item, stored_shapes(directory)), shapes_of(item, abstract)
-    refuse_differences(directory, stored, wanted)
-    logging.info("weights: %s of %s", item, directory)
-    return read_item(directory / item, abstract)
 
 
 def read_config(directory: epath.Path) -> dict[str, Any]:
@@ -325,21 +317,36 @@ def newest_config(workdir: epath.Path) -> tuple[dict[str, Any], epath.Path] | No
     return read_config(newest), newest
 
 
-def read_label_names(workdir: epath.Path) -> tuple[str, ...] | None:
+def read_label_names(directory: epath.Path) -> tuple[str, ...] | None:
     """The names of the classes that a run learned, if it knew any.
 
+    Args:
+      directory: of one of its checkpoints. What labels.json of its workdir says is
+        taken, so that it may be edited; else what the checkpoint holds.
+
     Raises:
-      UserError: if the file that holds them is broken.
+      UserError: if neither can be read.
     """
-    path = workdir / workdirs.LABEL_NAMES
-    if not path.exists():
+    path = directory.parent.parent / workdirs.LABEL_NAMES
+    stored = directory / "labels"
+    if path.exists():
+        try:
+            return _as_names(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError) as error:
+            if not stored.exists():
+                raise UserError(
+                    f"{path} is no list of names: correct or remove it"
+                ) from error
+            logging.warning("%s is damaged: the names of %s are taken", path, directory)
+    if not stored.exists():
         return None
-    try:
-        names = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON: correct or remove it") from error
+    with _told(stored):
+        return _as_names(read_json(stored)["names"])
+
+
+def _as_names(names: Any) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise UserError(f"{path} is no list of names: correct or remove it")
+        raise ValueError("no list of names")
     return tuple(names)
 
 
@@ -391,10 +398,14 @@ def _read_on_host(item: epath.Path) -> Any:
 
 
 def choose(path: epath.Path, step: int | None = None) -> epath.Path:
-    """The checkpoint that `read_params` takes; see its arguments.
+    """The checkpoint whose weights are taken of a run: the best, or else the newest.
 
     It is looked at before: of one that is damaged this is said, and the next is taken,
     unless it is the one that was asked for.
+
+    Args:
+      path: a workdir, or one of the directories in its `checkpoints/`.
+      step: another step than the best, or else newest.
 
     Raises:
       UserError: if there is none, or none that is whole.
