@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 
 from vit_jax import class_names, models
+from vit_jax.checkpoints.choosing import choose, is_run
 from vit_jax.checkpoints.formats.layouts import Shape
 from vit_jax.checkpoints.formats.opened import (
     flatten,
@@ -25,13 +26,7 @@ from vit_jax.checkpoints.formats.opened import (
     shapes_of,
 )
 from vit_jax.checkpoints.matching import refuse_differences
-from vit_jax.checkpoints.reading import (
-    choose,
-    is_run,
-    read_arrays,
-    read_config,
-    read_label_names,
-)
+from vit_jax.checkpoints.reading import read_arrays, read_config, read_label_names
 from vit_jax.errors import UserError
 from vit_jax.models.inputs import check_divides
 from vit_jax.state import Params

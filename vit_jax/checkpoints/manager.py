@@ -161,8 +161,9 @@ class Checkpoints:
         step = self.position.step
         if step in self._manager.all_steps():
             self.wait()
-            if distributed.is_first():
-                write_position(self.directory / str(step), self.position)
+            with writing(self.directory):
+                if distributed.is_first():
+                    write_position(self.directory / str(step), self.position)
             return
         check_space(self.directory, state)
         rest = state.replace(params=None, ema_params=None)  # type: ignore[attr-defined]
@@ -201,7 +202,7 @@ class Checkpoints:
         """Returns when all that was saved is on disk under its final name.
 
         Raises:
-          UserError: if a save failed for want of space.
+          UserError: if a save failed since the disk cannot be written.
         """
         with writing(self.directory):
             self._manager.wait_until_finished()
@@ -339,7 +340,7 @@ class Checkpoints:
     def _put_aside(self, broken: Mapping[int, str]) -> None:
         """Moves steps out of the way, with what is wrong with each."""
         aside = self.directory.parent / "broken_checkpoints"
-        with distributed.agreed():
+        with distributed.agreed(), writing(aside):
             for step, reason in broken.items() if distributed.is_first() else ():
                 _make(aside)
                 taken = [int(p.name.split(".")[1]) for p in aside.glob(f"{step}.*")]

@@ -27,6 +27,7 @@ _AFTERWARDS = frozenset({NAME, _METADATA, "commit_success.txt"})
 _FORMAT = 1
 _CHUNK = 1 << 20
 _THREADS = 4
+_DEPTH = 8  # of folders; Orbax makes three
 # Errors of the system that say nothing of the files; all others do.
 _ELSEWHERE = frozenset(
     {
@@ -223,6 +224,8 @@ def _files(directory: epath.Path, below: str = "") -> Iterator[tuple[str, int]]:
     for path in sorted(directory.iterdir()):
         name = f"{below}{path.name}"
         if path.is_dir():
+            if below.count("/") == _DEPTH:  # links in a circle
+                continue
             yield from _files(path, f"{name}/")
         elif name not in _AFTERWARDS and path.is_file():  # and no pipe, no dead link
             yield name, path.stat().length
