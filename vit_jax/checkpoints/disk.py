@@ -5,7 +5,6 @@ import errno
 import logging
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -18,28 +17,40 @@ from vit_jax.errors import UserError
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # How Python's errors end that a thread of a failed save meets when the process ends.
 _AFTER = ("after shutdown", "after interpreter shutdown", "Event loop is closed")
+_FILES = 64  # of a small checkpoint, about
 _WHOLE = "The ones before it are whole: "
 
 
 def check_space(directory: epath.Path, state: Any) -> None:
-    """Refuses to write a state that is larger than what is free.
+    """Refuses to write a state where there is no room, or where nothing can be written.
 
     Looking first is kinder than failing in the middle, and leaves no half-written
-    directory. Object stores have no end that one could look at.
+    directory; and Orbax waits for minutes for a directory that cannot be made. Object
+    stores have no end that one could look at.
 
     Raises:
-      UserError: with both sizes.
+      UserError: with both sizes, or what the system says.
     """
     if "://" in os.fspath(directory):
         return
     needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     with writing(directory):
-        free = shutil.disk_usage(directory).free
+        disk = os.statvfs(directory)
+        probe = directory / f".{jax.process_index()}.{os.getpid()}.tmp"
+        probe.touch(exist_ok=True)
+        probe.unlink()
+    free = disk.f_bavail * disk.f_frsize
     if free < needed:
         raise UserError(
             f"no space left to write a checkpoint in {directory}: it needs up to "
             f"{needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free. {_WHOLE}free some "
             "space and run the same command again"
+        )
+    if disk.f_files and disk.f_favail < _FILES:  # some file systems count none
+        raise UserError(
+            f"no space left to write a checkpoint in {directory}: it has more than "
+            f"{_FILES} files, and {disk.f_favail} more can be made (df -i). {_WHOLE}"
+            "remove some files and run the same command again"
         )
 
 
