@@ -5,6 +5,7 @@ Orbax from the undamaged ones, without our code.
 """
 
 import contextlib
+import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from etils import epath
 import vit_jax
 from tests import cli
 from vit_jax import checkpoints, config, state
-from vit_jax.checkpoints import Checkpoints, Damaged, reading
+from vit_jax.checkpoints import Checkpoints, Damaged, manifest, reading
 from vit_jax.errors import UserError
 from vit_jax.run import Run
 
@@ -417,7 +418,7 @@ def test_a_kill_while_the_position_is_replaced(
     newest = epath.Path(workdir / "checkpoints" / str(NEWEST))
     position = reading.read_position(newest)
     position.pending = {"loss": 1.0}
-    write, calls = reading.manifest.durable.write, []
+    write, calls = manifest.durable.write, []
 
     def killed(path: Any, data: bytes) -> None:
         if len(calls) == number:
@@ -425,7 +426,7 @@ def test_a_kill_while_the_position_is_replaced(
         calls.append(path)
         write(path, data)
 
-    monkeypatch.setattr(reading.manifest.durable, "write", killed)
+    monkeypatch.setattr(manifest.durable, "write", killed)
     with contextlib.suppress(InterruptedError):
         reading.write_position(newest, position)
     assert reading.examine(newest)
@@ -451,3 +452,56 @@ def test_the_names_of_the_classes_are_in_the_checkpoint(
     shutil.rmtree(newest / "labels")
     with pytest.raises(UserError, match="is no list of names: correct or remove it"):
         reading.read_label_names(newest)
+
+
+def test_processes_share_the_work(
+    saved: Saved, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is read by one of them, and one of them notices."""
+    newest = epath.Path(workdir / "checkpoints" / str(NEWEST))
+    digest, read = manifest._digest, []
+
+    def noted(path: epath.Path) -> Any:
+        read.append(str(path.relative_to(newest)))
+        return digest(path)
+
+    monkeypatch.setattr(manifest, "_digest", noted)
+    for number in range(3):
+        assert manifest.verify(newest, part=(number, 3))
+    assert sorted(read) == sorted(saved.files.keys() - HARMLESS - {manifest.NAME})
+    flip_a_bit(Path(newest))
+    noticed = 0
+    for number in range(3):
+        try:
+            manifest.verify(newest, part=(number, 3))
+        except Damaged:
+            noticed += 1
+    assert noticed == 1
+
+
+def test_what_is_not_the_files_fault_is_no_damage(
+    saved: Saved, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No permission, or no memory: a good checkpoint must not be put aside for it."""
+
+    def refused(path: epath.Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(manifest, "_digest", refused)
+        with pytest.raises(UserError, match="cannot be read: Permission denied"):
+            saved.restore(workdir)
+    for error in (MemoryError(), ValueError("RESOURCE_EXHAUSTED: out of memory")):
+        for verified in (False, True):
+            with pytest.raises(type(error)), reading.damages(verified=verified):
+                raise error
+    with pytest.raises(KeyError), reading.damages(verified=True):
+        raise KeyError("a defect of ours")
+    assert cli.saved_steps(workdir) == [BEFORE, NEWEST]
+
+
+def test_links_in_a_circle_end(saved: Saved, workdir: Path) -> None:
+    newest = workdir / "checkpoints" / str(NEWEST)
+    for name in ("one", "two"):
+        (newest / name).symlink_to(newest)
+    assert saved.restore(workdir)[0] == BEFORE
