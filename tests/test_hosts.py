@@ -263,7 +263,7 @@ def test_a_broken_checkpoint_and_an_evaluation(tmp_path: Path, of_four: Path) ->
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     args = (*ARGS, *layout(MIXED), f"--workdir={workdir}")
     outputs = cli.run_many(2, *args, devices=2)
-    assert f"cannot be read (step {newest}: " in outputs[0]
+    assert f"is broken (step {newest}: " in outputs[0]
     assert f"Goes on from step {before}" in outputs[0]
     assert (workdir / "broken_checkpoints" / f"{newest}.0").is_dir()
     assert_same_curves(workdir, of_four, rtol=1e-5)

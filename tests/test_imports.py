@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. A module or package of vit_jax may import those of lower layers, and no
 # other of its own layer. `__init__` is the public face and stands on top of all.
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "lettering", "processes"},
+    {"durable", "errors", "lettering", "processes"},
     {
         "class_names",
         "cluster",
@@ -62,7 +62,7 @@ LAYERS: tuple[set[str], ...] = (
     {"evaluators"},
     {"run"},
     {"config", "export", "planning", "training", "verify", "visualize"},
-    {"__main__", "api", "convert", "data.check", "plan", "predict"},
+    {"__main__", "api", "convert", "data.check", "fsck", "plan", "predict"},
     {"main"},
     {"__init__"},
 )

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from vit_jax import jsonlines, metrics
+from vit_jax import durable, jsonlines, metrics
 from vit_jax.errors import UserError
 
 # TensorFlow's own imports warn.
@@ -145,7 +145,7 @@ def test_a_kill_while_resuming_loses_nothing(
 def test_in_an_object_store_flush_writes_the_whole_file(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jsonlines, "_is_remote", lambda path: True)
+    monkeypatch.setattr(durable, "is_remote", lambda path: True)
     writer = json_lines(path, lines=(1, 2))
     assert steps_in(path) == []
     writer.flush()
@@ -160,7 +160,7 @@ def test_in_an_object_store_flush_writes_the_whole_file(
     ("path", "remote"), [("gs://a/b", True), ("s3://a", True), ("/a/b", False)]
 )
 def test_what_an_object_store_is(path: str, remote: bool) -> None:
-    assert jsonlines._is_remote(epath.Path(path)) == remote
+    assert durable.is_remote(epath.Path(path)) == remote
 
 
 @pytest.fixture

@@ -207,7 +207,7 @@ def test_a_broken_newest_checkpoint_falls_back(finished: Path, tmp_path: Path) -
         if path.is_file() and path.stat().st_size > 1000:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     output = cli.run(*ARGS, f"--workdir={workdir}")
-    assert f"cannot be read (step {newest}: " in output
+    assert f"is broken (step {newest}: " in output
     assert f"Goes on from step {before}" in output
     assert (workdir / "broken_checkpoints" / f"{newest}.0").is_dir()
     repaired, whole = cli.saved_arrays(workdir, 40), cli.saved_arrays(finished, 40)

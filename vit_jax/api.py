@@ -167,7 +167,8 @@ def run(
     quiet_tensorflow()
     path = workdirs.absolute(workdir, of="--workdir")
     given = os.fspath(path) if config is None else config
-    if config is None and not (path / workdirs.CONFIG).exists():
+    known = (workdirs.CONFIG, "checkpoints")
+    if config is None and not any((path / name).exists() for name in known):
         raise errors.UserError(
             f"--config is not given, and {path} holds no run with a config.json: name "
             "a recipe"

@@ -287,7 +287,7 @@ def _load_run(
     }
     classes = checkpoints.head_width(directory)
     fields |= {"num_classes": classes, **given}
-    names = checkpoints.read_label_names(directory.parent.parent)
+    names = checkpoints.read_label_names(directory)
     if names is not None:  # a head may be wider than the data that it learned from
         names += tuple(str(i) for i in range(len(names), classes or 0))
     data = config["data"]

@@ -88,7 +88,11 @@ def train_saved(
     """Trains with checkpoints, and says where the run stands if it is ended."""
     # Leaving it waits for a save that is under way, whatever ends the run.
     with Checkpoints(
-        workdir / "checkpoints", config, run.stream, **run.checkpoint
+        workdir / "checkpoints",
+        config,
+        run.stream,
+        run.dataset.label_names,
+        **run.checkpoint,
     ) as saved:
         saved.check_best(run.result_names())
         try:
@@ -162,7 +166,7 @@ def write_label_names(
     """
     if names is None:
         return
-    before = checkpoints.read_label_names(workdir)
+    before = checkpoints.read_label_names(workdir / "checkpoints" / str(step))
     if step > 0 and before not in (None, names):
         raise UserError(
             f"{workdir} has learned the classes {class_names.listed(before or ())}; "
@@ -429,7 +433,7 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> Scalars:
         if path == workdir or checkpoints.is_run(path):
             directory = checkpoints.choose(path)
             width = checkpoints.head_width(directory) or 0
-            names = checkpoints.read_label_names(directory.parent.parent)
+            names = checkpoints.read_label_names(directory)
         else:
             directory, weights = path, read_init_from(path, config["init_weights"])
             width, names = adapt.head_width(weights), weights.label_names
@@ -470,6 +474,8 @@ def what_to_evaluate(workdir: epath.Path, init_from: str | None) -> epath.Path:
     if init_from is None:
         return workdir
     stored = workdirs.read_config(workdir)
+    if not stored and (found := checkpoints.newest_config(workdir)) is not None:
+        stored, _ = found
     began_there = "init_from" in stored and stored["init_from"] == init_from
     if began_there and checkpoints.is_run(workdir):
         return workdir

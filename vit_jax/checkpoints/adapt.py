@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from vit_jax import class_names, models, workdirs
+from vit_jax.checkpoints.choosing import choose, is_run
 from vit_jax.checkpoints.formats.layouts import Shape
 from vit_jax.checkpoints.formats.opened import flatten, nest, shapes_of
 from vit_jax.checkpoints.formats.opening import open_checkpoint
@@ -27,13 +28,7 @@ from vit_jax.checkpoints.position_embeddings import (
     resample_all,
     with_table,
 )
-from vit_jax.checkpoints.reading import (
-    choose,
-    is_run,
-    read_arrays,
-    read_config,
-    read_label_names,
-)
+from vit_jax.checkpoints.reading import read_arrays, read_config, read_label_names
 from vit_jax.errors import UserError
 from vit_jax.state import Params
 
@@ -119,7 +114,7 @@ def read_weights(
         },
         image_size=(size, size) if isinstance(size, int) else tuple(size),
         normalization=(tuple(data["mean"]), tuple(data["std"])),
-        label_names=read_label_names(directory.parent.parent),
+        label_names=read_label_names(directory),
         said=(f"taken from step {directory.name}: {_which(directory)}",),
     )
 
