@@ -178,7 +178,7 @@ def run(
     if evals is not None:
         complete["evals"] = chosen(complete["evals"], evals)
     # Slow to import: after the config is good.
-    from vit_jax import console, distributed, provenance, training
+    from vit_jax import console, distributed, evaluation, provenance, training
 
     pairs = configs.pairs(changes)
     recipe = given if isinstance(given, str) else None
@@ -186,7 +186,7 @@ def run(
     timeouts = {name: complete[name] for name in ("peer_timeout", "stall_timeout")}
     with distributed.joined(place, **timeouts), console.recorded() as log:
         if evaluate_only:
-            return training.evaluate_only(path, complete)
+            return evaluation.evaluate_only(path, complete)
 
         def begin(run: Any, step: int, hosts: list[str]) -> None:
             kind = run.mesh.devices.flat[0].device_kind

@@ -69,8 +69,8 @@ def run(
     args: argparse.Namespace, topology: Any, config: dict[str, Any], argv: Sequence[str]
 ) -> str:
     """What to print."""
+    from vit_jax.checks import wider_head
     from vit_jax.planning import local, planner, report
-    from vit_jax.run import wider_head
 
     shape = planner.Shape.of(config, args.num_examples)
     for note in wider_head(shape.num_classes, shape.data.num_classes):

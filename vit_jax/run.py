@@ -7,7 +7,6 @@ values and objects; nobody reads a config.
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,8 +14,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from vit_jax import data as datasets
 from vit_jax import (
+    checks,
     devices,
     distributed,
     host_memory,
@@ -26,6 +25,7 @@ from vit_jax import (
     sharding,
     workdirs,
 )
+from vit_jax import data as datasets
 from vit_jax.checkpoints.teacher import read_teacher
 from vit_jax.data import Dataset, class_counts, remarks, sections
 from vit_jax.data.shapes import DataShape
@@ -37,9 +37,6 @@ from vit_jax.program import Program
 from vit_jax.state import TrainState
 from vit_jax.timing import StepTimer
 from vit_jax.votes import Votes
-
-LARGEST_COUNT = 2**24  # of a batch, and of steps between lines of the log
-LARGEST_STEP = 2**31 - 1  # the step is an int32 on the devices
 
 
 class Run:
@@ -115,7 +112,9 @@ class Run:
         Raises:
           UserError: if a value is out of its range or two do not go together.
         """
-        check_ranges(seed, batch_size, accumulation_steps, ema, log_every, profile)
+        checks.check_ranges(
+            seed, batch_size, accumulation_steps, ema, log_every, profile
+        )
         Mixing(
             mixup=mixup,
             cutmix=cutmix,
@@ -141,7 +140,7 @@ class Run:
         self.shape = evaluated or self.dataset
         height, width, _ = self.shape.image_shape
         share = batch_size / jax.process_count()
-        check_memory(
+        checks.check_memory(
             f"a batch of {batch_size:,} images of {height} x {width} pixels",
             3 * share * height * width,
             "lower config.batch_size",
@@ -151,8 +150,8 @@ class Run:
             dataset = self.dataset
             # What labels alone imply is for the check of the labels to refuse or skip.
             known = dataset if given is None else dataset.source
-            self.num_classes = head_width(given, known.num_classes)
-            self.total_steps = resolve_steps(
+            self.num_classes = checks.head_width(given, known.num_classes)
+            self.total_steps = checks.resolve_steps(
                 total_steps, total_epochs, dataset.num_examples, batch_size
             )
             self.stream = {
@@ -164,7 +163,7 @@ class Run:
             trained = evaluated.num_classes or 0
             # Another width than that of the weights is for their reader to refuse.
             self.num_classes = given if given and trained else trained
-            self.total_steps = LARGEST_STEP  # of a schedule that nothing asks
+            self.total_steps = checks.LARGEST_STEP  # of a schedule that nothing asks
         if profile is not None and profile[1] > self.total_steps:
             raise UserError(
                 f"config.profile is {profile}, past the end: {self.total_steps} steps"
@@ -191,9 +190,9 @@ class Run:
         )
         self.mesh = self.program.mesh
         self.abstract_state = self.program.abstract_state
-        check_memory(
+        checks.check_memory(
             "the state of the model and its optimiser",
-            state_bytes(self.abstract_state),
+            checks.state_bytes(self.abstract_state),
             "choose a smaller model, or more devices with config.mesh.fsdp",
         )
         self.batch_sharding = sharding.batch_sharding(self.mesh)
@@ -216,7 +215,7 @@ class Run:
         in_data = sets[0].num_classes if sets else None
         sets += [x.dataset for e in self.evaluators for x in e.all_examples()]
         notes = [note for dataset in sets for note in dataset.source.notes]
-        notes += wider_head(self.num_classes, in_data)
+        notes += checks.wider_head(self.num_classes, in_data)
         if self.class_counts is not None and self.class_weights is not None:
             least, most = min(self.class_weights), max(self.class_weights)
             notes.append(
@@ -381,119 +380,6 @@ class Run:
             num_devices=self.mesh.size,
             elapsed_s=elapsed_s,
         )
-
-
-def check_memory(what: str, wanted: float, advice: str) -> None:
-    """Refuses what is larger than all memory of this machine.
-
-    Args:
-      what: is to be held.
-      wanted: its bytes.
-      advice: what to do.
-    """
-    there = host_memory.physical_bytes()
-    if wanted > there:
-        raise UserError(
-            f"{what} takes {progress.size(wanted)}, and this machine has "
-            f"{progress.size(there)} of memory: {advice}"
-        )
-
-
-def check_ranges(
-    seed: int,
-    batch_size: int,
-    accumulation_steps: int,
-    ema: float | None,
-    log_every: int,
-    profile: tuple[int, int] | None,
-) -> None:
-    """Refuses values that are out of range, by name."""
-    for name, value in (
-        ("batch_size", batch_size),
-        ("accumulation_steps", accumulation_steps),
-        ("log_every", log_every),
-    ):
-        if not 1 <= value <= LARGEST_COUNT:
-            raise UserError(
-                f"config.{name} is {value:,}: it should be from 1 to {LARGEST_COUNT:,}"
-            )
-    if not 0 <= seed < 2**63:
-        raise UserError(f"config.seed is {seed}: it should be 0 or more, below 2**63")
-    if ema is not None and not 0 < ema < 1:
-        raise UserError(f"config.ema is {ema}: it should lie between 0 and 1, or none")
-    if profile is not None and not 0 < profile[0] <= profile[1]:
-        raise UserError(
-            f"config.profile is {profile}: it should be (first step, last step)"
-        )
-
-
-def resolve_steps(
-    total_steps: int | None,
-    total_epochs: float | None,
-    num_examples: int,
-    batch_size: int,
-) -> int:
-    """Steps of a run, from exactly one of steps and epochs.
-
-    >>> resolve_steps(None, 2.0, 100, 64)
-    4
-    """
-    if (total_steps is None) == (total_epochs is None):
-        raise UserError(
-            f"config.total_steps is {total_steps} and config.total_epochs is "
-            f"{total_epochs}: set exactly one of them, the other to none"
-        )
-    steps: float = total_steps or 0
-    if total_epochs is not None:
-        steps = total_epochs * num_examples / batch_size
-    if not 0 < steps <= LARGEST_STEP:
-        name = "total_steps" if total_epochs is None else "total_epochs"
-        raise UserError(
-            f"config.{name} means {steps:,.10g} steps: there should be 1 to "
-            f"{LARGEST_STEP:,}"
-        )
-    return math.ceil(steps)
-
-
-def head_width(num_classes: int | None, in_data: int | None) -> int:
-    """`model.num_classes`, by default as many as the data has."""
-    if num_classes is None and in_data is None:
-        raise UserError(
-            "config.model.num_classes is not set and the data does not say how many "
-            "classes it has: set it"
-        )
-    if num_classes is not None and in_data is not None and num_classes < in_data:
-        raise UserError(
-            f"config.model.num_classes is {num_classes}, but the data has {in_data} "
-            f"classes: set it to {in_data} or leave it out"
-        )
-    width = in_data if num_classes is None else num_classes
-    assert width is not None
-    return width
-
-
-def wider_head(num_classes: int, in_data: int | None) -> list[str]:
-    """What should be told of a head with more classes than the data has.
-
-    >>> wider_head(21_843, 19_167)
-    ['the data has 19,167 classes, the head 21,843: config.model.num_classes; ...']
-    """
-    if in_data is None or in_data >= num_classes:
-        return []
-    return [
-        f"the data has {in_data:,} classes, the head {num_classes:,}: "
-        f"config.model.num_classes; {in_data} leaves none without an image"
-    ]
-
-
-def state_bytes(abstract: TrainState) -> int:
-    """What a state takes of this machine's memory, where that is the devices'."""
-    here = [d for d in jax.local_devices() if d.platform == "cpu"]
-    leaves = jax.tree.leaves(abstract)
-    return len(here) * sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in leaves
-    )
 
 
 def meet(compilation_cache: str | None) -> None:

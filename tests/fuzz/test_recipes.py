@@ -16,7 +16,7 @@ from etils import epath
 
 from tests import cli
 from tests.fuzz import mutation
-from vit_jax import config, training
+from vit_jax import config, initial
 from vit_jax.checkpoints import Checkpoints
 from vit_jax.config import values
 from vit_jax.config.schema import has_own_names, join, schema
@@ -216,7 +216,7 @@ def begin(path: Path, workdir: Path) -> None:
     place = epath.Path(workdir / "checkpoints")
     with Checkpoints(place, complete, run.stream, **run.checkpoint) as saved:
         saved.check_best(run.result_names())
-        training.first_state(run, saved)
+        initial.first_state(run, saved)
 
 
 def seconds(inputs: Iterator[bytes]) -> Iterator[bytes]:
@@ -234,7 +234,7 @@ def test_values(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Through all that training does before it compiles anything."""
     monkeypatch.chdir(tmp_path)
     # The initialisation is compiled.
-    monkeypatch.setattr(training, "init_state", lambda _, abstract: abstract)
+    monkeypatch.setattr(initial, "init_state", lambda _, abstract: abstract)
     path, whole = tmp_path / "mine.py", recipe(model)
 
     def use(data: bytes) -> None:

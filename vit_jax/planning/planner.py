@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vit_jax.checks import head_width, resolve_steps
 from vit_jax.data.shapes import DataShape
 from vit_jax.errors import UserError
 from vit_jax.planning import compilation, data_shapes, figures, search
 from vit_jax.planning.topologies import Topology
-from vit_jax.run import head_width, resolve_steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
