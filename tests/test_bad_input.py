@@ -8,7 +8,7 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,18 @@ def label_out_of_range(tmp_path: Path) -> list[str]:
     ]
 
 
+def mixed_classes(tmp_path: Path) -> list[str]:
+    """A mixture of two folders, of which one has a class that the other has not."""
+    first, second = images(tmp_path / "1", "a", "b"), images(tmp_path / "2", "a", "c")
+    return [
+        "--config.data.name=mixture",
+        "--config.data.mixture.one.name=folder",
+        f"--config.data.mixture.one.data_dir={first}",
+        "--config.data.mixture.two.name=folder",
+        f"--config.data.mixture.two.data_dir={second}",
+    ]
+
+
 CASES = {
     "misspelt key": (["--config.optim.learning_rat=1"], "learning_rate"),
     "misspelt section": (["--config.optm.learning_rate=1"], '"optim"'),
@@ -76,7 +88,7 @@ CASES = {
     "missing split": (["--config.data.split=trian"], "train"),
     "empty split": (["--config.data.split=train[:0]"], "train[:0]"),
     "batch not divisible by the mesh": (["--config.batch_size=9"], "nearest that are"),
-    "mesh of too many devices": (["--config.mesh.data=3"], "must multiply to 1"),
+    "mesh of too many devices": (["--config.mesh.data=3"], "must multiply to 8"),
     "key that is not read": (["--config.optim.momentum=0.9"], "momentum"),
     "best of no evaluation": (
         ["--config.checkpoint.best=tset/accuracy"],
@@ -86,9 +98,9 @@ CASES = {
 }
 
 
-def fails(tmp_path: Path, *args: str) -> str:
+def fails(tmp_path: Path, *args: str, run: Callable[..., str] = cli.call) -> str:
     """Runs, expects code 2 and one message without a traceback; returns it."""
-    output = cli.run(
+    output = run(
         f"--config={cli.EVERYTHING}", f"--workdir={tmp_path}/workdir", *args, expect=2
     )
     assert "Traceback" not in output
@@ -119,10 +131,12 @@ def test_bad_arguments(case: str, tmp_path: Path) -> None:
         (truncated, "test/b/0.jpg"),
         (latin_class, r"not UTF-8: caf\xe9"),
         (label_out_of_range, "out of range"),
+        (mixed_classes, 'has classes that one (DIR/1) does not know: "c"'),
     ],
 )
 def test_bad_data(make, expected: str, tmp_path: Path) -> None:
-    assert expected in fails(tmp_path, *make(tmp_path))
+    message = fails(tmp_path, *make(tmp_path))
+    assert expected in message.replace(str(tmp_path), "DIR")
 
 
 def test_workdir_that_cannot_be_written(tmp_path: Path) -> None:
@@ -155,7 +169,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_full_disk(small_disk: Path) -> None:
-    message = fails(small_disk, "--config.checkpoint.keep=100")
+    message = fails(small_disk, "--config.checkpoint.keep=100", run=cli.run)
     assert "space" in message
     assert "run the same command again" in message
     # What was committed before is whole: with room the run goes on from it.

@@ -227,7 +227,7 @@ def test_teachers(tmp_path: Path) -> None:
     (path / "config.json").write_text(json.dumps(theirs))
 
     def read(*names: str) -> tuple[np.ndarray, str]:
-        teacher, (said,) = read_teacher(
+        teacher, (*_, said) = read_teacher(
             Distillation(teacher="t"),
             epath.Path(path),
             num_classes=len(names),

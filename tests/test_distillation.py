@@ -1,5 +1,6 @@
 """A student learns from a teacher what DeiT's equations say."""
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from etils import epath
 from scipy import special
 
 from tests import cli
-from tests.formats import drawn, files
+from tests.formats import drawn, files, test_torch_files
 from vit_jax import losses, models, steps
+from vit_jax.checkpoints import adapt
+from vit_jax.checkpoints.formats.opening import open_checkpoint
 from vit_jax.checkpoints.teacher import read_teacher
 from vit_jax.distillation import Distillation, Teacher
 from vit_jax.errors import UserError
@@ -163,7 +166,13 @@ def test_a_run_with_a_teacher(tmp_path: Path) -> None:
         "--config.checkpoint.every=3",
     )
     run = tmp_path / "run"
-    cli.run(*flags, f"--workdir={run}", devices=2)
+    output = cli.run(*flags, f"--workdir={run}", devices=2)
+    assert (
+        f"The teacher is {tmp_path}/teacher.\n"
+        "  taken from step 6: the average of its parameters (EMA)\n"
+        "  position embeddings resampled from 4 x 4 to 8 x 8 (linear)\n"
+        "  its classes are taken by name\n"
+    ) in output
     first = cli.saved_arrays(run, 6)
     assert not [key for key in first if "teacher" in key]
     shutil.rmtree(run / "checkpoints" / "6")
@@ -178,6 +187,31 @@ def test_a_run_with_a_teacher(tmp_path: Path) -> None:
     kernel = "params['head_dist']['kernel']"
     alone = cli.saved_arrays(tmp_path / "plain", 6)[kernel]
     assert np.abs(first[kernel] - alone).max() > 1e-5
+
+
+@pytest.mark.parametrize("name", ["deit.pth", "averaged.pt", "lightning.ckpt"])
+def test_what_is_taken_of_a_file_is_said(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `load` says it: which weights, the average or not, and what is stripped."""
+    path = epath.Path(test_torch_files.FIXTURES / name)
+    opened = functools.partial(open_checkpoint, model=test_torch_files.MODEL)
+    monkeypatch.setattr(adapt, "open_checkpoint", opened)
+    source = adapt.read_weights(path)
+    height, width = source.image_size
+    _, said = read_teacher(
+        Distillation(teacher="t"),
+        path,
+        num_classes=len(source.arrays["head/bias"]),
+        label_names=None,
+        image_size=(2 * height, 2 * width),
+        dtype="float32",
+    )
+    expected = test_torch_files.SAID[name]
+    assert tuple(said[: len(expected)]) == expected
+    resampled, classes = said[len(expected) :]
+    assert resampled.startswith("position embeddings resampled from 2 x 2 to 4 x 4")
+    assert classes.startswith("its classes are taken by number")
 
 
 def test_what_cannot_teach(teacher_path: Path, tmp_path: Path) -> None:

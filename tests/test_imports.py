@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. A module or package of vit_jax may import those of lower layers, and no
 # other of its own layer. `__init__` is the public face and stands on top of all.
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "processes"},
+    {"durable", "errors", "lettering", "processes"},
     {
         "class_names",
         "cluster",
@@ -41,12 +41,14 @@ LAYERS: tuple[set[str], ...] = (
         "resample",
         "schedules",
         "sharding",
+        "tensorboard",
         "timing",
     },
     {"distributed", "votes"},
     {
         "bad_examples",
         "checkpoints",
+        "curves",
         "data",
         "distillation",
         "metrics",
@@ -60,7 +62,7 @@ LAYERS: tuple[set[str], ...] = (
     {"evaluators"},
     {"run"},
     {"config", "export", "planning", "training", "verify", "visualize"},
-    {"__main__", "api", "convert", "data.check", "plan", "predict"},
+    {"__main__", "api", "convert", "data.check", "fsck", "plan", "predict"},
     {"main"},
     {"__init__"},
 )
@@ -80,6 +82,7 @@ NEIGHBOURS = {
     ("checkpoints", "workdirs"),
     ("sharding", "layouts"),
     ("convert", "predict"),
+    ("curves", "metrics"),
     ("preprocessing", "data"),
     ("checkpoints", "preprocessing"),
     ("timing", "jsonlines"),

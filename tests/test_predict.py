@@ -15,6 +15,7 @@ from PIL import Image
 import vit_jax
 from tests.formats import drawn, files, prepared
 from vit_jax import convert, host_memory, predict, visualize
+from vit_jax.data.sources.folder import open_folder
 
 NAMES = ["red tomato", "blue car", "c", "d", "e"]
 
@@ -52,16 +53,31 @@ def test_every_image_that_the_decoder_reads_is_found(
     (folder / "._a.JPG").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X")
     (folder / "notes.txt").write_text("not an image")
     os.mkfifo(folder / "pipe.jpg")
+    (tmp_path / "elsewhere").mkdir()
+    picture.save(tmp_path / "elsewhere" / "i.jp2")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "back").symlink_to(folder)  # in a circle
+    (folder / "dead.png").symlink_to(tmp_path / "nothing.png")
+    (folder / ".thumbs").mkdir()
+    picture.save(folder / ".thumbs" / "a.png")
     assert run(model, folder, "--json") == 0
     shown = capsys.readouterr()
     found = [Path(line["file"]) for line in json.loads(shown.out)]
-    assert {p.relative_to(folder).as_posix() for p in found} == {
-        *names,
-        "dir.jpg/h.png",
-    }
-    left = next(line for line in shown.err.splitlines() if "left out" in line)
-    assert all(name in left for name in ("._a.JPG", "dir.jpg", "pipe.jpg"))
-    assert "notes" not in shown.err
+    names += ["dir.jpg/h.png", "link/i.jp2"]
+    assert [p.relative_to(folder).as_posix() for p in found] == sorted(names)
+    (left,) = [line for line in shown.err.splitlines() if "left out" in line]
+    begin, _, kinds = left.partition("left out 6 files: ")
+    assert begin == f"{folder}: "
+    expected = ["2 hidden", "1 .txt", "1 pipes or devices", "1 links to no file"]
+    expected.append("1 links to a folder above")
+    assert sorted(kinds.split(", ")) == sorted(expected)
+    # Training on the folder, as one class, takes the same and says the same.
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "data" / "train" / "photos").symlink_to(folder)
+    source = open_folder(str(tmp_path / "data"), "train")
+    read = [source.describe(i).partition("/photos/")[2] for i in range(len(source))]
+    assert read == sorted(names)
+    assert source.notes[-1].endswith(left.partition(": ")[2])
 
 
 def test_a_pipe_or_device_is_refused_at_once(

@@ -113,3 +113,36 @@ def test_the_lock_is_of_the_file_that_is_there(
         pytest.raises(UserError, match=f"process {os.getpid()} on"),
     ):
         workdirs.lock(workdir)
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", ".lock"])
+def test_a_directory_for_a_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name} is a directory, and a run has a file"):
+        workdirs.lock(epath.Path(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "broken_checkpoints"])
+def test_a_file_for_a_directory(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"{name} is no directory, and a run has one"):
+        workdirs.lock(epath.Path(tmp_path))
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe{", b"[" * 100_000, b"[]"])
+def test_a_damaged_config_is_written_anew(damage: bytes, tmp_path: Path) -> None:
+    workdir = epath.Path(tmp_path)
+    (tmp_path / "config.json").write_bytes(damage)
+    workdirs.write_config(workdir, {"seed": 1})
+    assert workdirs.read_config(workdir) == {"seed": 1}
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_what_is_written_does_not_go_through_a_link(tmp_path: Path) -> None:
+    """Somebody else may write into the workdir: our temporary name is no way out."""
+    target = tmp_path / "elsewhere"
+    target.write_text("theirs")
+    temporary = tmp_path / f"config.json.{os.getpid()}.tmp"
+    temporary.symlink_to(target)
+    workdirs.write_config(epath.Path(tmp_path), {"seed": 1})
+    assert target.read_text() == "theirs" and not temporary.exists()

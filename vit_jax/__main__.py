@@ -9,6 +9,7 @@ COMMANDS = {
     "main": "trains, goes on, or evaluates: --config=quickstart.py --workdir=DIR",
     "predict": "classes of images, and pictures of attention",
     "convert": "writes a checkpoint for other libraries, or as a StableHLO program",
+    "fsck": "verifies the checkpoints of a run, and its other files",
     "plan": "memory, time and cost of a run, without the accelerator",
     "data.prepare": "folders, tar files, CSV or Parquet into a dataset",
     "data.check": "checks all that a config reads",

@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
 def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     """Prints the table; writes, if there is a target."""
     from vit_jax import checkpoints, devices, export, loading, workdirs
-    from vit_jax.checkpoints.formats import augreg, opened, writing
+    from vit_jax.checkpoints.formats import augreg, opening, writing
 
     devices.find()
     source, size = workdirs.absolute(args.source), args.image_size
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
         raise errors.UserError(f"{args.source}: there is no such file or directory")
     found = None
     if not is_run:
-        found = opened.open_checkpoint(
+        found = opening.open_checkpoint(
             workdirs.local(source), resolution=size, model=model, weights=args.weights
         )
         # What is written has the positions of SRC unless another size is asked for.

@@ -18,8 +18,9 @@ from etils import epath
 
 from vit_jax import checkpoints, devices, models, steps, workdirs
 from vit_jax import progress as reading
-from vit_jax.checkpoints import adapt
-from vit_jax.checkpoints.formats.opened import Opened, flatten, nest, open_checkpoint
+from vit_jax.checkpoints import position_embeddings
+from vit_jax.checkpoints.formats.opened import Opened, flatten, nest
+from vit_jax.checkpoints.formats.opening import open_checkpoint
 from vit_jax.data import EvalTransform, to_rgb
 from vit_jax.errors import UserError
 from vit_jax.preprocessing import Preprocessing
@@ -255,7 +256,7 @@ def load(
 def _of_opened(opened: Opened, flat: dict[str, Any]) -> Model:
     size, params = opened.resolution, nest(flat)
     module = models.create(**models.looped(opened.model))
-    params = adapt.at_size(
+    params = position_embeddings.at_size(
         params, module, opened.image_size, size, posemb=opened.posemb
     )
     if opened.model.get("scan"):
@@ -286,7 +287,7 @@ def _load_run(
     }
     classes = checkpoints.head_width(directory)
     fields |= {"num_classes": classes, **given}
-    names = checkpoints.read_label_names(directory.parent.parent)
+    names = checkpoints.read_label_names(directory)
     if names is not None:  # a head may be wider than the data that it learned from
         names += tuple(str(i) for i in range(len(names), classes or 0))
     data = config["data"]
@@ -299,7 +300,7 @@ def _load_run(
     )
     params = checkpoints.read_params(directory, abstract)
     if wanted is not None and wanted != size:
-        params = adapt.at_size(params, module, size, wanted)
+        params = position_embeddings.at_size(params, module, size, wanted)
     evaluated = EvalTransform(**data["eval"]).at(size, wanted or size)
     return Model(
         config=fields,

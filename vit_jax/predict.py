@@ -136,33 +136,37 @@ class Image(NamedTuple):
 def find_images(paths: Sequence[Path]) -> Iterator[Path]:
     """The files that are named, and those in the folders that are, sorted.
 
-    What looks like an image in a folder and is none of ours to read is said.
+    A folder gives the images that training with data.name=folder takes of one class.
+    What else is in it is counted and said.
 
     Raises:
       UserError: if one is not there or no file, or a folder holds no image.
     """
-    from vit_jax.data.decode import EXTENSIONS, is_image
-    from vit_jax.data.sources.layout import printable
+    from vit_jax.data.decode import EXTENSIONS
+    from vit_jax.data.sources import layout
 
     for path in paths:
         if not os.path.isdir(path):
             if not os.path.exists(path):
-                raise errors.UserError(f"there is no image {printable(str(path))}")
+                raise errors.UserError(
+                    f"there is no image {layout.printable(str(path))}"
+                )
             if not os.path.isfile(path):
                 raise errors.UserError(f"{path} is no file, but a device or a pipe")
             yield path
             continue
-        named = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in EXTENSIONS]
-        inside = [p for p in named if is_image(p.name) and p.is_file()]
+        inside, others = layout.images(str(path))
+        left_out = layout.listed(others)
         if not inside:
+            more = f"; it has {left_out}" if left_out else ""
             raise errors.UserError(
-                f"the folder {path} has no image ({', '.join(EXTENSIONS)})"
+                f"the folder {path} has no image ({', '.join(EXTENSIONS)}){more}"
             )
-        if left := [p for p in named if p not in set(inside)]:
-            more = f" and {len(left) - 3:,} more" if len(left) > 3 else ""
-            said = ", ".join(printable(str(p)) for p in left[:3])
-            print(f"left out, as hidden or no files: {said}{more}", file=sys.stderr)
-        yield from inside
+        if left_out:
+            print(
+                f"{layout.printable(str(path))}: left out {left_out}", file=sys.stderr
+            )
+        yield from (path / name for name in inside)
 
 
 def read_all(model: Any, paths: Sequence[Path]) -> tuple[list[Image], int]:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from vit_jax import lettering
+
 
 def rollout(attention: Sequence[np.ndarray]) -> np.ndarray:
     """How much each token's input reaches each token's output, through all layers.
@@ -89,25 +91,18 @@ def bounded(image: np.ndarray, largest: int) -> np.ndarray:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-
-
 def with_caption(picture: np.ndarray, text: str) -> np.ndarray:
     """A picture, uint8 [h, w, 3], with a line of text in a white band below it.
 
-    The line is cut to the picture's width; OpenCV draws ASCII alone.
+    The line is cut to the picture's width.
 
     >>> with_caption(np.zeros((90, 400, 3), np.uint8), "cat 98.0%").shape
     (114, 400, 3)
     """
     height, width, _ = picture.shape
-    scale = min(max(max(height, width) / 1000, 0.4), 2.0)
-    band = round(30 * scale) * 2
-    text = text.encode("ascii", "replace").decode()
-    while text and cv2.getTextSize(text, _FONT, scale, 1)[0][0] > width - 4:
-        text = text[:-1]
+    size = min(max(max(height, width) // 50, 8), 40)
+    band = 3 * size
     canvas = np.full((band, width, 3), 255, np.uint8)
-    thick = max(1, round(scale))
-    at = 2, round(band * 0.7)
-    cv2.putText(canvas, text, at, _FONT, scale, (0, 0, 0), thick, cv2.LINE_AA)
+    text = lettering.fitted(text, size, width - 8)
+    lettering.write(canvas, text, (4, 2 * size), size)
     return np.concatenate([picture, canvas])

@@ -76,12 +76,12 @@ def words(status: Status, metric: str) -> str:
     """How a trial has ended.
 
     >>> words(Status("finished", steps=60, last=0.5, best=0.75), "test/accuracy")
-    'finished, test/accuracy 0.5 (best 0.75), 60 steps in 0:00:00'
+    'finished, test/accuracy 0.5000 (best 0.7500), 60 steps in 0:00:00'
     """
     reached = (
         ""
         if math.isnan(status.best)
-        else f", {metric} {status.last:.4g} (best {status.best:.4g})"
+        else f", {metric} {status.last:#.4g} (best {status.best:#.4g})"
     )
     steps = f"{status.steps:,} steps in {duration(status.seconds)}"
     return f"{status.state}{reached}, {steps}"

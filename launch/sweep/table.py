@@ -178,8 +178,8 @@ def _settings_markdown(found: Sequence[Setting], metric: str) -> str:
 
 
 def short(value: float) -> str:
-    """Four digits; nothing for what is not a number."""
-    return "" if math.isnan(value) else f"{value:.4g}"
+    """Four digits that count; nothing for what is not a number."""
+    return "" if math.isnan(value) else f"{value:#.4g}"
 
 
 def _steps(status: Status) -> str:

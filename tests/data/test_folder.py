@@ -171,12 +171,14 @@ def test_images_are_found_as_torchvision_finds_them(tmp_path):
     (tmp_path / "train/c").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "train/b/6.png").symlink_to(tmp_path / "elsewhere/5.png")
     (tmp_path / "train/b/2020/up").symlink_to(tmp_path / "train/b")
+    (tmp_path / "train/b/all").symlink_to(tmp_path)  # not the images of other classes
     source = opened(tmp_path)
     assert names(source) == [
         *("train/a/dir.jpg/4.png", "train/a/link/5.png", "train/a/x.y/3.webp"),
         *("train/b/1.png", "train/b/2020/may/2.PNG", "train/b/6.png", "train/c/5.png"),
     ]
-    assert source.notes == ()
+    left_out = "left out 2 files: 2 links to a folder above"
+    assert source.notes == (f"{tmp_path}/train: {left_out}",)
 
 
 def test_links_in_a_circle(tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data.test_sampler import MASK, reference_bits
 from vit_jax import config, data
@@ -268,15 +269,18 @@ def test_parts_that_cannot_be(sets, change, message):
         made(sets)
 
 
+def write_folder(root: Path, *names: str, shade: int, count: int = 5) -> dict[str, str]:
+    """Pictures of one grey a class: `shade` more than twenty times its place here."""
+    for i, name in enumerate(names):
+        (root / "train" / name).mkdir(parents=True)
+        for j in range(count):
+            pixels = np.full((8, 8), shade + 20 * i, np.uint8)
+            Image.fromarray(pixels).save(root / "train" / name / f"{j}.png")
+    return {"name": "folder", "data_dir": str(root)}
+
+
 def test_parts_with_other_labels(sets, tmp_path):
-    folder = tmp_path / "images"
-    for c in range(3):
-        (folder / "train" / str(c)).mkdir(parents=True)
-        (folder / "train" / str(c) / "1.png").write_bytes(b"")
-    three = {"name": "folder", "data_dir": str(folder)}
     ten = {"name": "fashion_mnist_mini"}
-    with pytest.raises(UserError, match=r"numbers of 10 classes, .* of 3 classes; all"):
-        made({"x": ten, "y": three})
     images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.eye(4, 10)
     np.savez(tmp_path / "hot.npz", x_train=images, y_train=labels)
     hot = {"name": "npz", "data_dir": str(tmp_path / "hot.npz")}
@@ -285,6 +289,55 @@ def test_parts_with_other_labels(sets, tmp_path):
     both = made({"x": hot, "y": hot})
     assert both.label_classes == 10
     assert batches(both)[0]["label"].shape == (16, 10)
+    (note,) = both.source.notes
+    assert "the classes of y are taken for those of x by number (neither" in note
+
+
+@pytest.mark.parametrize("first", ["a", "z"])  # whichever part comes first
+def test_classes_of_parts_go_by_name(first, tmp_path):
+    """Each colour has the label of its name, wherever that stands among the others."""
+    names = ("cow", "dog", "owl", "ant")  # of folders, which are sorted
+    all_four = write_folder(tmp_path / "four", *names, shade=10)
+    two = write_folder(tmp_path / "two", "Dog", "owl", shade=130)
+    parts = {first: all_four, "m": two}
+    dataset = made(parts)
+    classes = dataset.label_names or ()
+    assert classes == ("ant", "cow", "dog", "owl")
+    assert dataset.num_classes == 4
+    (note,) = dataset.source.notes
+    assert f"the classes of m have other numbers in {first}: they are matched" in note
+    by_name = {10: "cow", 30: "dog", 50: "owl", 70: "ant", 130: "dog", 150: "owl"}
+    seen = set()
+    for batch in batches(dataset):
+        for image, label in zip(batch["image"], batch["label"], strict=True):
+            grey = int(image[0, 0, 0])
+            seen.add(grey)
+            assert classes[label] == by_name[grey]
+    assert seen == set(by_name)
+    known = dataset.source.labels()
+    assert known is not None and sorted(np.bincount(known)) == [5, 5, 10, 10]
+    same = made({first: all_four, "m": all_four})
+    assert same.source.notes == ()
+    # Other numbers are other data: a checkpoint of the one is refused for the other.
+    (tmp_path / "four" / "train" / "ant").rename(tmp_path / "four" / "train" / "zebra")
+    assert made(parts).fingerprint != dataset.fingerprint
+
+
+def test_classes_of_parts_that_are_unknown_or_have_no_names(tmp_path):
+    one = write_folder(tmp_path / "one", "cat", "dog", "owl", shade=0)
+    two = write_folder(tmp_path / "two", "cat", "emu", shade=0)
+    with pytest.raises(UserError, match='does not know: "emu"; it knows "cat"'):
+        made({"m": two, "n": one})
+    ten = {"name": "fashion_mnist_mini"}
+    with pytest.raises(
+        UserError, match=r'\(.*one\) has classes .* "cat", "dog", "owl"'
+    ):
+        made({"x": ten, "y": one})
+    three = write_folder(tmp_path / "three", "0", "1", "2", shade=0)
+    (note,) = made({"m": three, "n": one}).source.notes
+    assert 'by number ("cat" and "0" cannot be compared)' in note
+    with pytest.raises(UserError, match=r"of 10 classes, .* of 3 classes; all parts"):
+        made({"x": ten, "y": three})
 
 
 def test_a_mixture_is_no_evaluation(sets):

@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 from tests.data.prepared import encoded, folder, prepare, records, tar
 from vit_jax.data.prepare import __main__ as command
+from vit_jax.data.sources.folder import open_folder
 from vit_jax.errors import UserError
 
 HEADER = ("path", "label", "split")
@@ -193,7 +194,7 @@ def test_links_in_a_tar_file_are_followed(tmp_path: Path) -> None:
             member.type, member.linkname = kind, target
             file.addfile(member)
     said = prepare(tmp_path, f"train={path}")
-    assert any("2 links to no file there" in line for line in said)
+    assert any("2 links to no file" in line for line in said)
     found = {name: content for name, (content, _) in records(tmp_path).items()}
     assert len(found) == 6
     assert found["train/b/softer.png"] == found["train/a/0.png"]
@@ -206,11 +207,59 @@ def test_dangling_links_and_loops_in_a_folder_are_counted(tmp_path: Path) -> Non
         root, {f"train/{c}/{i}.png": encoded(i, "PNG") for c in "ab" for i in (0, 1)}
     )
     (root / "train" / "a" / "gone.png").symlink_to("nowhere.png")
-    (root / "train" / "b" / "again").symlink_to(root)
+    (root / "train" / "b" / "again").symlink_to(root)  # not the images of class a
     os.mkfifo(root / "train" / "b" / "pipe.png")
     said = prepare(tmp_path, str(root))
     (left_out,) = (line for line in said if line.startswith("Left out"))
-    assert "1 links to no file there" in left_out and "1 pipes or devices" in left_out
+    for kind in ("links to no file", "pipes or devices", "links to a folder above"):
+        assert f"1 {kind}" in left_out
+    names = [f"train/{c}/{i}.png" for c in "ab" for i in (0, 1)]
+    assert sorted(records(tmp_path)) == names
+
+
+NESTED = (
+    *("train/a/1.png", "train/a/2024/may/2.png", "train/b/x.jpg/3.png"),
+    *("test/a/deep/4.png", "test/b/5.png"),
+)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_images_are_found_at_any_depth_below_a_class(kind: str, tmp_path: Path) -> None:
+    """Those that data.name=folder finds, under the same classes."""
+    files = {name: encoded(i, "PNG") for i, name in enumerate(NESTED)}
+    root = folder(tmp_path / "photos", files)
+    others = ("train/a/2024/notes.txt", "train/b/x.jpg/.hidden.png")
+    for name in (*others, "train/__MACOSX/a/6.png"):
+        (Path(root) / name).parent.mkdir(parents=True, exist_ok=True)
+        (Path(root) / name).write_bytes(b"")
+    if kind == "tar":
+        path = tmp_path / "photos.tar"
+        tar(path, {f"photos/{name}": content for name, content in files.items()})
+        prepare(tmp_path, str(path))
+    else:
+        said = prepare(tmp_path, root)
+        assert "Left out 2 files: 1 .txt, 1 hidden" in said
+    found = records(tmp_path)
+    assert {name: content for name, (content, _) in found.items()} == files
+    for split in ("train", "test"):
+        source = open_folder(root, split)
+        labels = {
+            source.describe(i).removeprefix(f"{root}/"): int(source.labels()[i])
+            for i in range(len(source))
+        }
+        assert labels == {
+            name: label for name, (_, label) in found.items() if name.startswith(split)
+        }
+
+
+def test_folders_beside_loose_images_are_counted(tmp_path: Path) -> None:
+    files = {f"{i}.png": encoded(i, "PNG") for i in range(3)}
+    root = folder(tmp_path / "photos", {**files, "more/3.png": encoded(3, "PNG")})
+    (tmp_path / "labels.txt").write_text("".join(f"{i}.png a\n" for i in range(3)))
+    flag = f"--labels={tmp_path / 'labels.txt'}"
+    said = prepare(tmp_path, f"train={root}", flag)
+    assert any("1 folders beside images that lie in none" in line for line in said)
+    assert len(records(tmp_path)) == 3
 
 
 def test_a_folder_that_is_no_split_is_asked_about(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from scipy import special
 from tests.evaluators import told
 from vit_jax.data import builder
 from vit_jax.errors import UserError
-from vit_jax.evaluators import Result, confusion, records, scores
+from vit_jax.evaluators import Result, records, scores
 
 N, K = 101, 7  # the batch of 16 divides no number of examples
 MESHES = [(1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2)]
@@ -247,46 +247,42 @@ def test_what_cannot_be_evaluated(tmp_path: Path) -> None:
     refused("no example of the split has a label", nothing)
 
 
-def test_picture() -> None:
-    counts = np.diag([5, 5, 2, 0])
-    counts[2, 0] = 3
-    picture = confusion.draw(counts, ["cat", "dög", "a name of a class", "cow"])
-    assert picture.dtype == np.uint8 and picture.shape[2] == 3
-    plain = confusion.draw(np.zeros_like(counts), ["cat", "dög", "a name", "cow"])
-    assert (plain == 255).mean() > 0.8  # names alone
-    # From the lower right corner, where the matrix ends.
-    cells = picture[-8 - 4 * 48 : -8, -8 - 4 * 48 : -8].reshape(4, 48, 4, 48, 3)
-    blue = cells[:, 2, :, 2].astype(int)  # a corner of each cell, without its number
-    assert (blue[0, 0] == (8, 48, 107)).all() and (blue[3] == 255).all()
-    assert (blue[2, 0] < blue[2, 2]).any() and (blue[2, 2] < 255).any()
-    assert (blue[0, 1] == 255).all()
-
-
-@pytest.mark.parametrize("k", [2, 30, 200, 1000])
-def test_pictures_of_many_classes_stay_of_a_size(k: int) -> None:
-    height, width, _ = confusion.draw(np.eye(k, dtype=int)).shape
-    assert height <= 1200 and width <= 1200
-    assert k <= min(height, width)
-
-
 def test_files(tmp_path: Path) -> None:
     """They can be read by others, and an evaluation done again writes the same."""
     picture = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
     record = {"confusion": np.eye(2, dtype=int), "classes": (1, 2), "name": "käfer"}
-    result = Result({"it/loss": float("nan")}, record, {"confusion": picture})
-    folder = epath.Path(tmp_path)
-    path = records.write(folder, "it", "7", result, {"step": 7})
-    first = path.read_bytes()
-    assert records.write(folder, "it", "7", result, {"step": 7}).read_bytes() == first
+    scalars = {"it/loss": float("nan"), "it/accuracy": 0.5, "it/examples": 2}
+    titles: list[str] = []
+
+    def draw(title: str) -> np.ndarray:
+        titles.append(title)
+        return picture
+
+    last = {"mistakes": draw, "nothing": lambda title: None}
+    result = Result(scalars, record, {"confusion": draw}, last)
+
+    def write(*, last: bool) -> records.Written:
+        folder = epath.Path(tmp_path)
+        return records.write(folder, "it", "7", result, {"step": 7}, last=last)
+
+    first = write(last=False).record.read_bytes()
+    assert {p.name for p in (tmp_path / "evals").iterdir()} == {
+        "it-7.json",
+        "it-7-confusion.png",
+    }
+    assert write(last=True).record.read_bytes() == first
+    assert titles == ["it, step 7: accuracy 0.5000 of 2 images"] * 3
     assert json.loads(first, parse_constant=pytest.fail) == {
         "step": 7,
-        "results": {"it/loss": "NaN"},
+        "results": {"it/loss": "NaN", "it/accuracy": 0.5, "it/examples": 2},
         "confusion": [[1, 0], [0, 1]],
         "classes": [1, 2],
         "name": "käfer",
     }
     names = {p.name for p in (tmp_path / "evals").iterdir()}
-    assert names == {"it-7.json", "it-7-confusion.png"}
-    read = cv2.imread(str(tmp_path / "evals" / "it-7-confusion.png"))
+    assert names == {"it-7.json", "it-7-confusion.png", "it-7-mistakes.png"}
+    found = records.pictures(epath.Path(tmp_path), "it", "7")
+    assert list(found) == ["confusion", "mistakes"]
+    read = cv2.imread(str(found["confusion"]))
     assert read is not None
     np.testing.assert_array_equal(read[..., ::-1], picture)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.formats import drawn, files
 from tests.fuzz import mutation
-from vit_jax.checkpoints.formats.opened import open_checkpoint
+from vit_jax.checkpoints.formats.opening import open_checkpoint
 from vit_jax.checkpoints.formats.state_dicts import open_state_dict
 
 pytestmark = pytest.mark.slow

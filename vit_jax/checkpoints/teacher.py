@@ -62,12 +62,16 @@ def read_teacher(
             f"config.distill.teacher: {path} knows {classes} classes and the data has "
             f"{num_classes}: a teacher must have been trained on the same classes"
         )
-    said = f"its classes are taken by {found.by}"
-    said += f" ({found.why})" if found.why else ""
+    by = f"its classes are taken by {found.by}"
+    by += f" ({found.why})" if found.why else ""
     fields = models.looped(dict(source.model))
     fields |= {"num_classes": classes, "dtype": dtype}
     source = dataclasses.replace(source, arrays=arrays)
-    arrays, _ = adapt.adapt(source, fields, image_size, head="keep")
+    arrays, said = adapt.adapt(source, fields, image_size, head="keep")
+    # Of its classes `by` tells.
+    said = [line for line in said if not line.startswith("the head ")] + [by]
+    if not arrays["head/kernel"].any():
+        said.append("its head is all zeros, so that every class is as likely to it")
     mean, std = source.normalization or ((0.5,) * 3, (0.5,) * 3)
     teacher = Teacher(
         distillation=distillation,
@@ -76,4 +80,4 @@ def read_teacher(
         mean=mean,
         std=std,
     )
-    return teacher, [said]
+    return teacher, said

@@ -18,13 +18,14 @@ from typing import Any, get_args
 import cv2
 import numpy as np
 
-from vit_jax import errors, flags
+from vit_jax import errors, flags, lettering
 from vit_jax.data import augment, decode
 from vit_jax.data.augmentation import Augment
 from vit_jax.data.transforms import TrainTransform, central_crop, resize
 
 COLUMNS = 8
 SIDE, GAP, LABEL = 128, 4, 128
+_TEXT = 9  # height of capital letters, pixels
 Row = tuple[str, list[tuple[str, np.ndarray]]]  # its name; captions and pictures
 
 _FACTORS = (0.0, 0.1, 0.5, 0.73, 1.0, 1.27, 1.5, 1.9)
@@ -122,14 +123,14 @@ def draw(rows: Sequence[Row]) -> np.ndarray:
             left = LABEL + j * step
             sheet[top : top + SIDE, left : left + SIDE] = picture
             if caption:
-                sheet[top : top + 14, left : left + 9 * len(caption)] = 255
+                room = lettering.width(caption, _TEXT) + 4
+                sheet[top : top + 14, left : left + room] = 255
                 _write(sheet, caption, (left + 2, top + 11), (200, 0, 0))
     return sheet
 
 
 def _write(sheet: np.ndarray, text: str, place: tuple[int, int], color: Any) -> None:
-    font = cv2.FONT_HERSHEY_SIMPLEX
-    cv2.putText(sheet, text, place, font, 0.45, color, 1, cv2.LINE_AA)
+    lettering.write(sheet, text, place, _TEXT, color)
 
 
 def square(image: np.ndarray) -> np.ndarray:

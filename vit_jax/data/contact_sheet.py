@@ -7,14 +7,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from vit_jax import lettering
 from vit_jax.data.dataset import Dataset
 
-_COLUMNS = 8
-_SMALLEST, _LARGEST = 96, 224  # sides of an image in the picture, pixels
+_LARGEST = 224  # side of an image in the picture, pixels
 _MARGIN = 4
-_LINE = 16  # height of a line of text
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-_FONT_SCALE = 0.4
+_LINE = 18  # height of a line of text
+_TEXT = 10  # and of its capital letters
 
 
 class Strip(NamedTuple):
@@ -23,12 +22,16 @@ class Strip(NamedTuple):
     Attributes:
         title: a line.
         images: uint8 [n, h, w, 3].
-        captions: one for each image.
+        captions: one for each image, of one line or several.
+        smallest: side of an image in the picture, pixels.
+        columns: images beside each other.
     """
 
     title: str
     images: np.ndarray
     captions: Sequence[str]
+    smallest: int = 96
+    columns: int = 8
 
 
 def of_training(
@@ -84,28 +87,29 @@ def draw(strips: Sequence[Strip]) -> np.ndarray:
 
 def _draw(strip: Strip) -> np.ndarray:
     side = max(strip.images.shape[1:3])
-    scale = max(1, math.ceil(_SMALLEST / side)) if side < _SMALLEST else 1
+    scale = max(1, math.ceil(strip.smallest / side))
     scale = _LARGEST / side if side > _LARGEST else scale
     height, width = (round(s * scale) for s in strip.images.shape[1:3])
-    rows = -(-len(strip.images) // _COLUMNS)
-    cell = height + _LINE + _MARGIN, width + _MARGIN
-    shape = _LINE + _MARGIN + rows * cell[0], _COLUMNS * cell[1], 3
-    canvas = np.full(shape, 255, np.uint8)
-    _text(canvas, strip.title, 0, 0, shape[1])
+    columns = min(len(strip.images), strip.columns)
+    rows = -(-len(strip.images) // columns)
+    lines = max(caption.count("\n") + 1 for caption in strip.captions)
+    cell = height + lines * _LINE + _MARGIN, width + _MARGIN
+    room = max(columns * cell[1], lettering.width(strip.title, _TEXT) + _MARGIN)
+    canvas = np.full((_LINE + _MARGIN + rows * cell[0], room, 3), 255, np.uint8)
+    _text(canvas, strip.title, 0, 0, room)
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
     for i, image in enumerate(strip.images):
-        top = _LINE + _MARGIN + i // _COLUMNS * cell[0]
-        left = i % _COLUMNS * cell[1]
+        top = _LINE + _MARGIN + i // columns * cell[0]
+        left = i % columns * cell[1]
         shown = cv2.resize(image, (width, height), interpolation=how)
         canvas[top : top + height, left : left + width] = shown
-        _text(canvas, strip.captions[i], top + height, left, width)
+        for n, line in enumerate(strip.captions[i].split("\n")):
+            _text(canvas, line, top + height + n * _LINE, left, width)
     return canvas
 
 
-def _text(canvas: np.ndarray, text: str, top: int, left: int, width: int) -> None:
-    """A line of text, cut to a width in pixels; OpenCV draws ASCII alone."""
-    text = text.encode("ascii", "replace").decode()
-    while text and cv2.getTextSize(text, _FONT, _FONT_SCALE, 1)[0][0] > width:
-        text = text[:-1]
-    place = left, top + _LINE - _MARGIN
-    cv2.putText(canvas, text, place, _FONT, _FONT_SCALE, (0, 0, 0), 1, cv2.LINE_AA)
+def _text(canvas: np.ndarray, text: str, top: int, left: int, room: int) -> None:
+    """A line of text, cut to its room in pixels."""
+    text = lettering.fitted(text, _TEXT, room)
+    place = left, top + (_LINE + _TEXT) // 2
+    lettering.write(canvas, text, place, _TEXT)

@@ -3,7 +3,7 @@
 import abc
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -12,13 +12,16 @@ from jax.sharding import Mesh
 
 from vit_jax import bad_examples, class_names, distributed, sharding, steps
 from vit_jax import data as datasets
-from vit_jax.checkpoints import adapt
+from vit_jax.checkpoints import position_embeddings
 from vit_jax.data import sections
 from vit_jax.errors import UserError
 from vit_jax.program import Program
 from vit_jax.state import Params
 
 T = TypeVar("T")
+
+# Draws uint8 [h, w, 3] under a title; None if there is nothing to show.
+Draw = Callable[[str], np.ndarray | None]
 
 # Keys of `config.data` that change no result.
 _WITHOUT_EFFECT = ("train", "mixture", "num_workers", "num_threads")
@@ -32,12 +35,15 @@ class Result:
       scalars: NAME/accuracy and the like, for the metric writers.
       record: for a JSON file: the protocol, the data's fingerprint, and whatever is
         not a scalar; values are plain or NumPy arrays.
-      pictures: uint8 [h, w, 3] by name.
+      pictures: by name; they are drawn where they are written.
+      last_pictures: those that a run has of its last step alone, since they read images
+        again.
     """
 
     scalars: dict[str, float | int]
     record: dict[str, Any]
-    pictures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    pictures: dict[str, Draw] = dataclasses.field(default_factory=dict)
+    last_pictures: dict[str, Draw] = dataclasses.field(default_factory=dict)
 
 
 class Evaluator(abc.ABC):
@@ -108,6 +114,25 @@ class Evaluator(abc.ABC):
     def result_names(self) -> list[str]:
         """The names of the scalars that `run` returns, once `check` has been called."""
 
+    @classmethod
+    @abc.abstractmethod
+    def possible_results(
+        cls,
+        entry: Mapping[str, Any],
+        *,
+        num_classes: int | None,
+        loss: str,
+        skips: bool,
+    ) -> list[str]:
+        """Names of scalars, without NAME/, that an entry may have; opens no data.
+
+        Args:
+          entry: of `config.evals`, complete.
+          num_classes: of the head, None if the data will say.
+          loss: `config.loss.name`.
+          skips: whether bad examples of its data are left out.
+        """
+
     @abc.abstractmethod
     def run(self, params: Params, check: Callable[[], None]) -> Result:
         """Evaluates.
@@ -132,7 +157,9 @@ def apply_at_any_size(program: Program) -> Callable[..., Any]:
     def apply(variables: Any, images: jax.Array, **keywords: Any) -> Any:
         size = images.shape[1], images.shape[2]
         if size != trained:
-            params = adapt.at_size(variables["params"], program.model, trained, size)
+            params = position_embeddings.at_size(
+                variables["params"], program.model, trained, size
+            )
             variables = {**variables, "params": params}
         return program.model.apply(variables, images, **keywords)
 
@@ -259,8 +286,14 @@ class Examples:
           num_classes: of the head that the labels must fit; None if they need not.
 
         Raises:
-          UserError: an image does not decode, or a label is out of range.
+          UserError: an image does not decode, a label is out of range, or there is
+            no head.
         """
+        if num_classes == 0:
+            raise UserError(
+                f"{self._where}: the weights have no head, so they know no classes; "
+                "evaluate their features: type=knn, fewshot or linear_probe"
+            )
         self._num_classes = num_classes
         if num_classes is None:
             known = self.dataset.num_classes

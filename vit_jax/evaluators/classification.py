@@ -1,15 +1,17 @@
 """Accuracy, loss and calibration over a split; every example counts exactly once."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from vit_jax import steps
 from vit_jax.data import catalog
 from vit_jax.errors import UserError
-from vit_jax.evaluators import confusion, multilabel, scores
-from vit_jax.evaluators.base import Evaluator, Examples, Result, a_batch_late
+from vit_jax.evaluators import confusion, mistakes, multilabel, scores
+from vit_jax.evaluators.base import Draw, Evaluator, Examples, Result, a_batch_late
 from vit_jax.program import Program
 from vit_jax.state import Params
 
@@ -120,12 +122,32 @@ class Classification(Evaluator):
             names = multilabel.scalar_names(rank=self._rank)
         return [f"{self.name}/{what}" for what in names]
 
+    @classmethod
+    def possible_results(
+        cls,
+        entry: Mapping[str, Any],
+        *,
+        num_classes: int | None,
+        loss: str,
+        skips: bool,
+    ) -> list[str]:
+        classes = entry["classes"]
+        k = num_classes if classes is None else len(classes)
+        names = scores.scalar_names(scores.TOP + 1 if k is None else k)
+        if loss == "sigmoid_xent":  # of data with several labels an image
+            several = multilabel.scalar_names(rank=True)
+            names += [name for name in several if name not in names]
+        return [*names, "bad_examples"] if skips else names
+
     def run(self, params: Params, check: Callable[[], None]) -> Result:
         dataset = self.examples.dataset
-        totals = self._totals()
+        totals, worst = self._totals(), mistakes.Mistakes()
         batches = self.examples.batches(check)
-        for rows in a_batch_late(self._step(params, batch) for batch in batches):
+        for on_device in a_batch_late(self._step(params, batch) for batch in batches):
+            rows = jax.device_get(dict(on_device))
             totals.add(rows)
+            if not self._multi_label:
+                worst.add(rows)
         totals.check(self._where)
         scalars = {f"{self.name}/{k}": v for k, v in totals.scalars().items()}
         if dataset.skip_bad:
@@ -137,15 +159,22 @@ class Classification(Evaluator):
             **totals.record(),
         }
         names = self._class_names()
-        if names is not None and len(names) <= scores.CONFUSION_CLASSES:
-            record["class_names"] = names
-        if totals.confusion is None:
-            return Result(scalars, record)
-        if self._num_classes <= _CLASSES_IN_RECORD:
-            record["confusion"] = totals.confusion
-        return Result(
-            scalars, record, {"confusion": confusion.draw(totals.confusion, names)}
-        )
+        if names is not None:
+            record["per_class"] = {"class": names, **record["per_class"]}
+            if len(names) <= scores.CONFUSION_CLASSES:
+                record["class_names"] = names
+        pictures: dict[str, Draw] = {}
+        if totals.confusion is not None:
+            counts = totals.confusion
+            if self._num_classes <= _CLASSES_IN_RECORD:
+                record["confusion"] = counts
+            pictures["confusion"] = functools.partial(confusion.draw, counts, names)
+        if self._multi_label:
+            return Result(scalars, record, pictures)
+        found = worst.found()
+        record["surest_mistakes"] = mistakes.describe(found, dataset, names)
+        draw = functools.partial(mistakes.draw, found, dataset, names)
+        return Result(scalars, record, pictures, {"mistakes": draw} if found else {})
 
     def _totals(self) -> scores.Totals | multilabel.Totals:
         if self._multi_label:

@@ -2,7 +2,8 @@
 
 import json
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -11,10 +12,32 @@ from etils import epath
 from vit_jax import workdirs
 from vit_jax.evaluators.base import Result
 
+PICTURES = ("confusion", "mistakes")  # what evaluations draw
+
+
+class Written(NamedTuple):
+    """Where a result is.
+
+    Attributes:
+      record: the path of the JSON file.
+      pictures: the paths of pictures, by what they show.
+      drawn: the pictures, uint8 [h, w, 3].
+    """
+
+    record: epath.Path
+    pictures: dict[str, epath.Path]
+    drawn: dict[str, np.ndarray]
+
 
 def write(
-    workdir: epath.Path, name: str, at: str, result: Result, about: dict[str, Any]
-) -> epath.Path:
+    workdir: epath.Path,
+    name: str,
+    at: str,
+    result: Result,
+    about: dict[str, Any],
+    *,
+    last: bool,
+) -> Written:
     """Writes a result; one that was there is replaced.
 
     Args:
@@ -23,18 +46,48 @@ def write(
       at: the step, or the name of the checkpoint.
       result: what it found.
       about: what else the record should begin with, such as the step.
-
-    Returns:
-      The path of the record.
+      last: whether no evaluation follows in this run: then all pictures are drawn.
     """
-    folder = workdir / "evals"
-    for what, picture in result.pictures.items():
-        _, png = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
-        workdirs.write_atomically(folder / f"{name}-{at}-{what}.png", png.tobytes())
+    functions = result.pictures | (result.last_pictures if last else {})
+    drawn: dict[str, np.ndarray] = {}
+    for what, draw in functions.items():
+        picture = draw(_title(name, at, result.scalars))
+        if picture is not None:
+            drawn[what] = picture
+    places = {what: _picture_path(workdir, name, at, what) for what in drawn}
+    for what, picture in drawn.items():
+        workdirs.write_atomically(places[what], to_png(picture))
     record = {**about, "results": result.scalars, **result.record}
-    path = folder / f"{name}-{at}.json"
+    path = workdir / "evals" / f"{name}-{at}.json"
     workdirs.write_atomically(path, to_json(record))
-    return path
+    return Written(path, places, drawn)
+
+
+def pictures(workdir: epath.Path, name: str, at: str) -> dict[str, epath.Path]:
+    """The paths of the pictures that an evaluation has, by what they show."""
+    paths = {what: _picture_path(workdir, name, at, what) for what in PICTURES}
+    return {what: path for what, path in paths.items() if path.exists()}
+
+
+def _picture_path(workdir: epath.Path, name: str, at: str, what: str) -> epath.Path:
+    return workdir / "evals" / f"{name}-{at}-{what}.png"
+
+
+def to_png(picture: np.ndarray) -> bytes:
+    """A picture, uint8 [h, w, 3], RGB, as a file."""
+    _, png = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
+    return png.tobytes()
+
+
+def _title(name: str, at: str, scalars: Mapping[str, float | int]) -> str:
+    """What a picture is of.
+
+    >>> _title("test", "1407", {"test/accuracy": 0.8, "test/examples": 2000})
+    'test, step 1407: accuracy 0.8000 of 2,000 images'
+    """
+    where = f"step {at}" if at.isdecimal() else at
+    accuracy, count = scalars[f"{name}/accuracy"], scalars[f"{name}/examples"]
+    return f"{name}, {where}: accuracy {accuracy:.4f} of {count:,} images"
 
 
 def to_json(record: dict[str, Any]) -> str:

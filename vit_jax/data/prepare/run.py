@@ -36,6 +36,7 @@ from vit_jax.data.prepare.plan import Slot
 from vit_jax.data.prepare.shards import DIGEST
 from vit_jax.data.prepare.sources import Finder
 from vit_jax.data.prepare.tables import Columns
+from vit_jax.data.sources import layout
 from vit_jax.data.sources.base import BUILT_IN
 from vit_jax.errors import UserError
 
@@ -252,9 +253,8 @@ def _found(splits: Splits, left_out: Counter[str]) -> Iterator[str]:
             f'"{splits.classes[least]}", {counts[least]:,} times; most frequent '
             f'"{splits.classes[most]}", {counts[most]:,} times'
         )
-    if left_out:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in left_out.most_common(10))
-        yield f"Left out, since by their names they are no images: {kinds}"
+    if listed := layout.listed(left_out):
+        yield f"Left out {listed}"
 
 
 def _request(options: Options, splits: Splits) -> str:

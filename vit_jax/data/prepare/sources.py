@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from vit_jax.data.decode import is_image
 from vit_jax.data.prepare import csv_rows, labels, tables
 from vit_jax.data.prepare.items import Items, Labels, in_container
+from vit_jax.data.sources import layout
 from vit_jax.data.sources.layout import is_file, is_folder
 from vit_jax.errors import UserError
 
@@ -31,7 +32,7 @@ _COMPRESSED: dict[str, Callable[..., Any]] = {
     ".tar.xz": lzma.open,
 }
 _TAR = (".tar", *_COMPRESSED)
-_NOWHERE = "links to no file there"
+_BESIDE = "folders beside images that lie in none"
 _MOST_LINKS = 8  # from one link to the next
 # What folders of splits are called.
 _SPLITS = re.compile(
@@ -104,7 +105,7 @@ class Finder:
         )
 
     def _folder(self, path: str, split: str | None) -> list[Part]:
-        files, folders = _listed(path)
+        files, folders = _file_names(path), layout.folders(path)
         if found := _parquet_files(path):
             return self._parquet(found, split)
         if tars := [f for f in files if f.endswith(_TAR)]:
@@ -113,21 +114,21 @@ class Finder:
                 for items in self._class_tars([os.path.join(path, f) for f in tars])
             ]
         if any(map(is_image, files)):
-            items = self._files(path, "", None)
+            self.left_out[_BESIDE] += len(folders)
+            items = self._loose(path)
             return [Part(_given(split, path), self._flat(items))]
         if split is not None:
-            classes = [self._files(path, f, f) for f in folders]
-            return [Part(split, items) for items in classes]
+            return [Part(split, self._class(path, name)) for name in folders]
         parts = []
         for name in folders:
             inner = os.path.join(path, name)
-            files, classes = _listed(inner)
-            if any(map(is_image, files)):
+            if layout.loose_images(inner):
                 raise UserError(
                     f"{path} has class folders, such as {name}, but no split folders; "
                     f"say which split it is: train={path}."
                 )
-            parts += [Part(name, self._files(inner, c, c)) for c in classes]
+            classes = layout.folders(inner)
+            parts += [Part(name, self._class(inner, c)) for c in classes]
         if folders and not any(map(_SPLITS.fullmatch, folders)):
             raise UserError(
                 f"{path} has the folders {', '.join(folders[:5])}: by their names none "
@@ -135,25 +136,32 @@ class Finder:
             )
         return parts
 
-    def _files(self, root: str, folder: str, label: str | None) -> Items:
-        """The image files of one folder."""
-        names, sizes, times = [], [], []
-        with os.scandir(os.path.join(root, folder)) as entries:
+    def _class(self, root: str, name: str) -> Items:
+        """The images below a class folder, at any depth."""
+        found, others = layout.images(os.path.join(root, name))
+        self.left_out.update(others)
+        if not found:
+            has = f"; it has {layout.listed(others)}" if others else ""
+            raise UserError(
+                f"{os.path.join(root, name)} has no images{has}; add some, or remove "
+                "it."
+            )
+        return _of_folder(root, [os.path.join(name, file) for file in found], name)
+
+    def _loose(self, root: str) -> Items:
+        """The images that lie in a folder itself."""
+        names = []
+        with os.scandir(root) as entries:
             for entry in sorted(entries, key=lambda e: e.name):
                 if not self._counts(entry.name):
                     continue
                 if not is_file(entry):
                     self.left_out[_kind_of(entry)] += 1
                     continue
-                names.append(os.path.join(folder, entry.name))
-                sizes.append(entry.stat().st_size)
-                times.append(entry.stat().st_mtime_ns)
+                names.append(entry.name)
         if not names:
-            raise UserError(
-                f"{os.path.join(root, folder)} has no images; add some, or remove it."
-            )
-        of = Labels.of_class(label or "", len(names))
-        return in_container(root, names, sizes, of, times=times)
+            raise UserError(f"{root} has no images; add some, or remove it.")
+        return _of_folder(root, names, "")
 
     def _counts(self, name: str) -> bool:
         if not (good := is_image(name)):
@@ -169,34 +177,31 @@ class Finder:
         if first[0].endswith(".tar"):
             inner = [(path, *member) for member in _members(path)]
             return [Part(_given(split, path), i) for i in self._each(_inner_tar, inner)]
-        groups: dict[tuple[str, ...], list[tuple[str, int, int]]] = {}
+        groups: dict[_Place, list[tuple[str, int, int]]] = {}
         for name, offset, size in _members(path, left_out=self.left_out):
             if self._counts(name):
-                folders = tuple(name.split("/")[:-1])
-                groups.setdefault(folders, []).append((name, offset, size))
+                place = _place(name.split("/")[:-1], split)
+                groups.setdefault(place, []).append((name, offset, size))
         # Of SPLIT/CLASS/IMAGE only SPLIT, if one is given.
-        chosen = {f: m for f, m in groups.items() if f[-2:-1] == (split,)} or groups
+        chosen = {p: m for p, m in groups.items() if p.split == split} or groups
         return [self._group(path, split, *group) for group in sorted(chosen.items())]
 
     def _group(
         self,
         path: str,
         split: str | None,
-        folders: Sequence[str],
+        place: "_Place",
         members: list[tuple[str, int, int]],
     ) -> Part:
-        """The images of one folder of a tar file."""
+        """The images of one class of a tar file, or those in none."""
         names, offsets, sizes = zip(*sorted(members), strict=True)
-        if not folders:
-            of = Labels.of_class("", len(names))
+        of = Labels.of_class(place.label, len(names))
+        if not place.depth:
             items = in_container(path, names, sizes, of, offsets=offsets)
             return Part(_given(split, path), self._flat(items))
-        if split is None and len(folders) > 1:
-            split = folders[-2]
-        names = ["/".join((folders[-1], n.rpartition("/")[2])) for n in names]
-        of = Labels.of_class(folders[-1], len(names))
+        names = ["/".join(n.split("/")[place.depth - 1 :]) for n in names]
         items = in_container(path, names, sizes, of, offsets=offsets)
-        return Part(_given(split, path), items)
+        return Part(_given(split or place.split or None, path), items)
 
     def _class_tars(self, paths: list[str]) -> Iterable[Items]:
         plain = [self._plain(path) for path in paths]
@@ -236,15 +241,60 @@ class Finder:
         return self.pool.map(_call, [function] * len(jobs), jobs)
 
 
+class _Place(NamedTuple):
+    """Where images of a tar file lie.
+
+    Attributes:
+        split: the folder above that of the class; "" if there is none.
+        label: the folder of the class.
+        depth: how many folders there are down to it; 0 for images in none.
+    """
+
+    split: str
+    label: str
+    depth: int
+
+
+def _place(folders: Sequence[str], split: str | None) -> _Place:
+    """Which of the folders above an image are its split and its class.
+
+    The class is below the last folder that is called like the split that is given, or
+    like any; where none is, it is the last folder of all.
+
+    >>> _place(["photos", "train", "cat", "2024"], None)
+    _Place(split='train', label='cat', depth=3)
+    >>> _place(["photos", "cat"], "train")
+    _Place(split='photos', label='cat', depth=2)
+    """
+    for depth in range(len(folders) - 1, 0, -1):
+        name = folders[depth - 1]
+        if name == split or (split is None and _SPLITS.fullmatch(name)):
+            return _Place(name, folders[depth], depth + 1)
+    above = folders[-2] if len(folders) > 1 else ""
+    return _Place(above, folders[-1] if folders else "", len(folders))
+
+
 def _call(function: Callable[..., Items], arguments: tuple[Any, ...]) -> Items:
     return function(*arguments)
+
+
+def _of_folder(root: str, names: Sequence[str], label: str) -> Items:
+    """Image files of one class, by their paths under a folder."""
+    found = [os.stat(os.path.join(root, name)) for name in names]
+    return in_container(
+        root,
+        names,
+        [status.st_size for status in found],
+        Labels.of_class(label, len(names)),
+        times=[status.st_mtime_ns for status in found],
+    )
 
 
 def _kind_of(entry: os.DirEntry[str]) -> str:
     """What something with the name of an image is that is no file."""
     if is_folder(entry):
         return "folders with the name of an image"
-    return _NOWHERE if entry.is_symlink() else "pipes or devices"
+    return layout.DEAD_LINK if entry.is_symlink() else layout.NO_FILE
 
 
 def _given(split: str | None, path: str) -> str:
@@ -253,13 +303,10 @@ def _given(split: str | None, path: str) -> str:
     return split
 
 
-def _listed(path: str) -> tuple[list[str], list[str]]:
-    """The names of files and of folders, sorted, without hidden ones."""
+def _file_names(path: str) -> list[str]:
+    """The names of the files in a folder, sorted, without hidden ones."""
     with os.scandir(path) as entries:
-        found = sorted((e.name, is_folder(e)) for e in entries if e.name[0] != ".")
-    return [n for n, folder in found if not folder], [
-        n for n, folder in found if folder
-    ]
+        return sorted(e.name for e in entries if e.name[0] != "." and not is_folder(e))
 
 
 def _parquet_files(path: str) -> list[str]:
@@ -335,7 +382,7 @@ def _members(
         if target in places:
             yield name, *places[target]
         elif left_out is not None and is_image(name):
-            left_out[_NOWHERE] += 1
+            left_out[layout.DEAD_LINK] += 1
 
 
 def _unpack(opener: Callable[..., Any], path: str, place: str) -> None:

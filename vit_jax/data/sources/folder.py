@@ -219,7 +219,7 @@ class _Opener:
                 f"{said} has classes that {printable(self._path(self._training or ''))}"
                 f" has not: {named(unknown)}."
             )
-        listed = _said(left_out)
+        listed = layouts.listed(left_out)
         if not names:
             raise UserError(
                 f"{said} has no images ({', '.join(decode.EXTENSIONS)}) in its "
@@ -275,19 +275,6 @@ class _Opener:
 
     def _note(self, *texts: str) -> None:
         self.notes += [text for text in texts if text not in self.notes]
-
-
-def _said(left_out: Counter[str]) -> str:
-    """What was left out, the most frequent kind first.
-
-    >>> _said(Counter({".txt": 2, "hidden": 1}))
-    '3 files: 2 .txt, 1 hidden'
-    """
-    counts = [f"{count:,} {kind}" for kind, count in left_out.most_common() if count]
-    if not counts:
-        return ""
-    files = "1 file" if left_out.total() == 1 else f"{left_out.total():,} files"
-    return f"{files}: {', '.join(counts)}"
 
 
 def _is_utf8(name: str) -> bool:

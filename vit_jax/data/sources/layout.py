@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import NamedTuple
 
 from vit_jax.data import splits
@@ -20,6 +21,7 @@ _NAMED = 5  # at most so many folders are named in a message
 
 HIDDEN, NO_CLASS = "hidden", "in no class folder"
 DEAD_LINK, NO_FILE = "links to no file", "pipes or devices"
+LINK_BACK = "links to a folder above"
 
 
 class Layout(NamedTuple):
@@ -156,7 +158,7 @@ def images(path: str) -> tuple[list[str], Counter[str]]:
         Paths under `path`, sorted; and how many other files there are of each kind.
     """
     found, left_out = [], Counter[str]()
-    for name, kind in _walk(path):
+    for name, kind in _walk(path, above=_above(path)):
         if kind is None:
             found.append(name)
         else:
@@ -164,14 +166,28 @@ def images(path: str) -> tuple[list[str], Counter[str]]:
     return sorted(found), left_out
 
 
+def listed(left_out: Counter[str]) -> str:
+    """What was left out, the most frequent kind first.
+
+    >>> listed(Counter({".txt": 2, "hidden": 1}))
+    '3 files: 2 .txt, 1 hidden'
+    """
+    counts = [f"{count:,} {kind}" for kind, count in left_out.most_common() if count]
+    if not counts:
+        return ""
+    files = "1 file" if left_out.total() == 1 else f"{left_out.total():,} files"
+    return f"{files}: {', '.join(counts)}"
+
+
 def _walk(
-    root: str, inside: str = "", above: tuple[tuple[int, int], ...] = ()
+    root: str, inside: str = "", above: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[tuple[str, str | None]]:
     """(path under root, None for an image, else what kind of other file it is)."""
     path = os.path.join(root, inside)
     status = os.stat(path)
     here = (status.st_dev, status.st_ino)
-    if here in above:  # a link to a folder that it lies in
+    if here in above:  # it would go round for ever, or through other classes
+        yield inside, LINK_BACK
         return
     with _scan(path) as entries:
         for entry in entries:
@@ -179,12 +195,19 @@ def _walk(
             if not _counts(entry.name):
                 yield name, HIDDEN
             elif is_folder(entry):
-                if not _leads_back(entry):
-                    yield from _walk(root, name, (*above, here))
+                yield from _walk(root, name, above | {here})
             elif not is_file(entry):
                 yield name, DEAD_LINK if entry.is_symlink() else NO_FILE
             else:
                 yield name, None if is_image(entry.name) else _kind(entry.name)
+
+
+def _above(path: str) -> frozenset[tuple[int, int]]:
+    """The folders that a folder lies in, as it is named and as links lead to it."""
+    places = (os.path.abspath(path), os.path.realpath(path))
+    found = {parent for place in places for parent in Path(place).parents}
+    statuses = [os.stat(parent) for parent in found]
+    return frozenset((status.st_dev, status.st_ino) for status in statuses)
 
 
 def _kind(name: str) -> str:

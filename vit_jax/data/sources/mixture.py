@@ -1,14 +1,16 @@
 """Several datasets as one, each with its share of the examples."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from vit_jax import class_names
 from vit_jax.data.crop import Crop
 from vit_jax.data.sources.base import Source, open_source
+from vit_jax.data.sources.renumbered import RenumberedSource
 from vit_jax.errors import UserError
 
 _MAX_DENOMINATOR = 1_000_000  # of a weight; 0.3 is 3/10
@@ -30,25 +32,30 @@ class MixtureSource:
     """
 
     def __init__(self, parts: Mapping[str, Part]):
-        """Joins the parts.
+        """Joins the parts; where they have names of classes, these decide.
+
+        Classes have the numbers that the part with the most of them gives them.
 
         Raises:
-            UserError: if their labels are not of one kind and number of classes.
+            UserError: if their labels are not of one kind, or of other classes.
         """
         names = sorted(parts)
-        self._sources = [parts[name].source for name in names]
+        opened = {name: parts[name].source for name in names}
+        self._sources, renumbered, told = _with_one_numbering(opened)
         self.sizes = [len(source) for source in self._sources]
         self.shares = _shares({name: parts[name].weight for name in names})
         self._ends = np.cumsum(self.sizes)
-        _check_labels(dict(zip(names, self._sources, strict=True)))
         first = self._sources[0]
         self.name = " + ".join(source.name for source in self._sources)
         self.num_classes, self.multi_hot = first.num_classes, first.multi_hot
         known = [s.label_names for s in self._sources if s.label_names is not None]
         self.label_names = known[0] if known else None
         self.in_memory = all(source.in_memory for source in self._sources)
-        self.notes = tuple(note for source in self._sources for note in source.notes)
-        described = [(s.fingerprint, str(w)) for s, w in self._pairs()]
+        own = [note for source in self._sources for note in source.notes]
+        self.notes = (*own, *told)
+        described: list[Any] = [(s.fingerprint, str(w)) for s, w in self._pairs()]
+        if renumbered:
+            described.append(sorted(renumbered.items()))
         self.fingerprint = hashlib.sha256(repr(described).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -151,23 +158,78 @@ def _shares(weights: Mapping[str, float]) -> list[Fraction]:
     return [weight / total for weight in exact.values()]
 
 
-def _check_labels(sources: Mapping[str, Source]) -> None:
-    """All parts must number the same classes, and in the same way."""
-    (first, one), *others = sources.items()
-    for name, other in others:
-        if (one.num_classes, one.multi_hot) != (other.num_classes, other.multi_hot):
-            raise UserError(
-                f"config.data.mixture: {first} ({one.name}) has {_labels(one)}, {name} "
-                f"({other.name}) has {_labels(other)}; all parts must have the same"
+def _with_one_numbering(
+    sources: Mapping[str, Source],
+) -> tuple[list[Source], dict[str, tuple[int, ...]], list[str]]:
+    """The parts with the same class numbers.
+
+    Returns:
+        The parts; of those whose numbers are others now, these; and what to tell.
+
+    Raises:
+        UserError: if their labels are not of one kind, or of other classes.
+    """
+    leading = _leading(sources)
+    one, found = sources[leading], list[Source]()
+    renumbered, told = dict[str, tuple[int, ...]](), list[str]()
+    for name, source in sources.items():
+        where = f"config.data.mixture: the classes of {name}"
+        matched = class_names.match(source.label_names, one.label_names)
+        if matched.places is None or source.multi_hot != one.multi_hot:
+            _check_labels(leading, one, name, source)
+            if name != leading:
+                told.append(
+                    f"{where} are taken for those of {leading} by number "
+                    f"({matched.why})"
+                )
+        elif matched.unknown:
+            _refuse(leading, one, name, source, matched.unknown)
+        elif not matched.same or source.num_classes != one.num_classes:
+            assert one.num_classes is not None and one.label_names is not None
+            renumbered[name] = matched.places
+            told.append(
+                f"{where} have other numbers in {leading}: they are matched by name"
             )
-        if None not in (one.label_names, other.label_names) and (
-            one.label_names != other.label_names
-        ):
-            raise UserError(
-                f"config.data.mixture: {first} ({one.name}) and {name} ({other.name}) "
-                "give their classes other names, or number them in another order; "
-                "make their labels.txt alike if they mean the same"
+            source = RenumberedSource(
+                source,
+                matched.places,
+                num_classes=one.num_classes,
+                label_names=one.label_names,
             )
+        found.append(source)
+    return found, renumbered, told
+
+
+def _leading(sources: Mapping[str, Source]) -> str:
+    """The part whose class numbers all have: of those with names the largest."""
+
+    def rank(name: str) -> tuple[bool, int]:
+        source = sources[name]
+        return source.label_names is not None, source.num_classes or 0
+
+    return max(sources, key=rank)  # of equals the first
+
+
+def _check_labels(first: str, one: Source, name: str, other: Source) -> None:
+    """Without names, parts must number equally many classes, and in the same way."""
+    if (one.num_classes, one.multi_hot) != (other.num_classes, other.multi_hot):
+        raise UserError(
+            f"config.data.mixture: {first} ({one.name}) has {_labels(one)}, {name} "
+            f"({other.name}) has {_labels(other)}; all parts must have the same"
+        )
+
+
+def _refuse(
+    first: str, one: Source, name: str, other: Source, unknown: Sequence[int]
+) -> NoReturn:
+    assert one.label_names is not None and other.label_names is not None
+    theirs = class_names.listed([other.label_names[i] for i in unknown])
+    raise UserError(
+        f"config.data.mixture: {name} ({other.name}) has classes that {first} "
+        f"({one.name}) does not know: {theirs}; it knows "
+        f"{class_names.listed(one.label_names)}. Give the same classes the same names; "
+        "a class that only some parts have must be in the one with the most classes"
+    )
 
 
 def _labels(source: Source) -> str:
