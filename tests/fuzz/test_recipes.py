@@ -40,7 +40,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "stochastic_depth": 0.2,
     },
     "hybrid": {
-        "variant": "R50+ViT-B/16",
+        "resnet": (1, 1, 1),
+        "patch_size": 1,
         "depth": 1,
         "width": 24,
         "mlp_dim": 16,
