@@ -126,6 +126,8 @@ def test_values_that_no_key_takes(tmp_path: Path) -> None:
         ("total_epochs", "1e400", "should be finite"),
         ("mixup", "-1e999", "should be finite"),
         ("optim.learning_rate", "inf", "should be a float"),
+        ("model.head_bias_init", "-1e300", "float32, which ends at 3.4e"),
+        ("mixup", "1e39", "float32, which ends at 3.4e"),
         ("optim.learning_rate", "nan", "should be a float"),
         ("data.std", "(1e400,1,1)", "should be finite"),
         ("total_steps", "1e400", "should be an int"),

@@ -101,6 +101,15 @@ def test_every_field_has_a_type_that_a_config_can_check():
         ({"stochastic_depth": -0.1}, "model.stochastic_depth=-0.1 must be"),
         ({"attention_dropout": 2}, "model.attention_dropout=2 must be"),
         ({"layer_norm_epsilon": 0.0}, "model.layer_norm_epsilon=0.0 must be above 0"),
+        ({"group_norm_epsilon": -1e-6}, "model.group_norm_epsilon=-1e-06 must be abov"),
+        (
+            {"name": "resnet", "variant": "50x1", "group_norm_epsilon": 0.0},
+            "model.group_norm_epsilon=0.0 must be above 0",
+        ),
+        (
+            {"name": "mixer", "variant": "S/32", "layer_norm_epsilon": -1.0},
+            "model.layer_norm_epsilon=-1.0 must be above 0",
+        ),
         ({"posemb": "sincos2d", "width": 30, "num_heads": 2}, "model.width=30"),
         ({"posemb": "sincos2d", "width": 4, "num_heads": 2}, "model.width=4"),
         ({"remat_names": ("q",)}, "only read with model.remat_policy="),

@@ -14,6 +14,7 @@ from vit_jax.errors import UserError, did_you_mean
 _SCALARS = (int, float, bool, str, types.NoneType)
 _NUMBERS = (int, float)
 _LARGEST_INT = 2**63  # what fits into 64 bits, as NumPy, JAX and JSON readers have them
+_LARGEST_FLOAT = (2 - 2**-23) * 2.0**127  # of float32; what is more becomes infinite
 _SHOWN = 60  # characters of a value in a message
 # What `ast.literal_eval` raises for text that is no value, or is nested too deeply.
 _NO_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
@@ -78,6 +79,11 @@ def _refuse_extremes(where: str, value: Any) -> None:
             _refuse_extremes(where, element)
     elif isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"config.{where} is {value}: it should be finite")
+    elif isinstance(value, float) and abs(value) > _LARGEST_FLOAT:
+        raise UserError(
+            f"config.{where} is {value:g}: devices compute in float32, which ends at "
+            f"{_LARGEST_FLOAT:.3g}"
+        )
     elif isinstance(value, int) and not -_LARGEST_INT <= value < _LARGEST_INT:
         raise UserError(
             f"config.{where} is {value:.3g}: it should fit into 64 bits"

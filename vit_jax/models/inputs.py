@@ -1,6 +1,7 @@
 """What every model checks of its arguments."""
 
 from collections.abc import Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,13 @@ def check_capture(names: Collection[str], valid: Collection[str]) -> None:
     for name in sorted(names):
         if name not in valid:
             raise UserError(f'no feature "{name}": {did_you_mean(name, valid)}')
+
+
+def check_epsilons(model: Any) -> None:
+    """Refuses what is added to a variance and is not above 0."""
+    for key in ("layer_norm_epsilon", "group_norm_epsilon"):
+        if (value := getattr(model, key, 1.0)) <= 0.0:
+            raise UserError(f"model.{key}={value} must be above 0")
 
 
 def check_images(images: jax.Array, patch: tuple[int, int]) -> None:

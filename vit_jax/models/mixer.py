@@ -14,7 +14,7 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models.blocks import classify, drop_path, head_of, identity
-from vit_jax.models.inputs import check_capture, check_images
+from vit_jax.models.inputs import check_capture, check_epsilons, check_images
 
 
 class MixerBlock(nn.Module, kw_only=True):
@@ -105,6 +105,7 @@ class MlpMixer(nn.Module, kw_only=True):
                 f"model.stochastic_depth={self.stochastic_depth} must be at least 0 "
                 "and less than 1"
             )
+        check_epsilons(self)
         super().__post_init__()
 
     @property

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from vit_jax.errors import UserError
 from vit_jax.models.blocks import classify, head_of, identity
-from vit_jax.models.inputs import check_capture, check_images
+from vit_jax.models.inputs import check_capture, check_epsilons, check_images
 
 # How a standard deviation is kept from 0, as the implementations differ: the paper's
 # code adds 1e-5 to it; timm adds 1e-8 and BiT's code 1e-10 to the variance.
@@ -254,6 +254,7 @@ class ResNet(nn.Module, kw_only=True):
                 f"model.stages={self.stages} and model.width_factor="
                 f"{self.width_factor} must have at least one stage, of at least 1"
             )
+        check_epsilons(self)
         super().__post_init__()
 
     @property

@@ -24,7 +24,7 @@ from vit_jax.errors import UserError
 from vit_jax.models.attention import Attend, Choice
 from vit_jax.models.blocks import MAPHead, classify, head_of, identity
 from vit_jax.models.encoder import Encoder, Name, RematPolicy, lifted_block
-from vit_jax.models.inputs import check_capture, check_images
+from vit_jax.models.inputs import check_capture, check_epsilons, check_images
 from vit_jax.models.resnet import Standardization, stem, stem_stride
 
 
@@ -386,10 +386,7 @@ def _check_fields(model: VisionTransformer) -> None:
             raise UserError(
                 f"model.{key}={getattr(model, key)} must be at least 0 and less than 1"
             )
-    if model.layer_norm_epsilon <= 0.0:
-        raise UserError(
-            f"model.layer_norm_epsilon={model.layer_norm_epsilon} must be above 0"
-        )
+    check_epsilons(model)
     if model.remat_names is not None and model.remat_policy != "save_only_these_names":
         raise UserError(
             f"model.remat_names is only read with model.remat_policy="
