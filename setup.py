@@ -38,6 +38,8 @@ INSTALL_REQUIRES = [
     "tensorflow>=2.20.0; sys_platform != 'linux' or platform_machine != 'x86_64'",
     "tensorflow-datasets>=4.9.10",
     "tqdm>=4.66.0",
+    # Digests of checkpoints, at the speed of memory.
+    "xxhash>=3.5.0",
 ]
 
 # Decodes only the wanted part of a JPEG, on the CPU; no GPU is needed (data/jpeg.py).

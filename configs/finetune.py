@@ -15,6 +15,8 @@ ImageNet-21k 83.97 on ImageNet and 98.95 on CIFAR-10. We have not measured them.
 
 from ml_collections import ConfigDict, config_dict
 
+from configs import imagenet1k
+
 _GRID = (0.003, 0.01, 0.03, 0.06)
 _SMALL_GRID = (0.001, 0.003, 0.01, 0.03)
 # Table 4: TFDS's name, splits to train on and to evaluate, steps, learning rates.
@@ -42,7 +44,7 @@ def get_config(arg: str = "b16,cifar10") -> ConfigDict:
             "log_every": 50,
             "init_from": config_dict.placeholder(str),
             "init_head": "new",
-            "model": {"variant": variant(model), "dtype": "bfloat16"},
+            "model": {"variant": imagenet1k.variant_of(model), "dtype": "bfloat16"},
             "data": {
                 "name": name,
                 "split": train,
@@ -64,20 +66,6 @@ def get_config(arg: str = "b16,cifar10") -> ConfigDict:
             },
         }
     )
-
-
-def variant(model: str) -> str:
-    """The variant that a short name stands for, such as B/16 for b16.
-
-    >>> variant("b16"), variant("r50+l32")
-    ('B/16', 'R50+ViT-L/32')
-    """
-    resnet, plus, vit = model.rpartition("+")
-    size, patch = vit.rstrip("0123456789"), vit.lstrip("abcdefghijklmnopqrstuvwxyz")
-    if not size or not patch.isdigit():
-        raise ValueError(f'"{model}" is no model: expected a name such as b16 or l32')
-    name = f"{size.capitalize()}/{patch}"
-    return f"{resnet.capitalize()}+ViT-{name}" if plus else name
 
 
 def sweep() -> list[dict[str, float]]:

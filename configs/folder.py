@@ -23,7 +23,7 @@ to start from. What fine-tuning gives depends on these; it has not been measured
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import finetune
+from configs import imagenet1k
 
 _PATCH_SIZES = (4, 8, 16, 32)
 _MOST_PATCHES = 14  # in a row
@@ -95,7 +95,7 @@ def fine_tuning(model: str, size: int | None) -> ConfigDict:
             "total_steps": 500,
             "init_from": config_dict.placeholder(str),
             "init_head": "new",
-            "model": {"variant": finetune.variant(model)},
+            "model": {"variant": imagenet1k.variant_of(model)},
             "optim": {
                 "name": "sgd",
                 "momentum": 0.9,

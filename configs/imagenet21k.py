@@ -5,7 +5,9 @@
 
 Needs ImageNet-21k (14.2 million images, 21,843 classes) in TFDS's format, under the
 name that `data.name` gives: `vit_jax.data.prepare` makes it of the tar files of its
-classes (docs/data.md). 90 epochs at batch 4096 are 311,000 steps: a pod.
+classes (docs/data.md). Of the winter 2021 release, which has 19,167 classes, with
+--config.data.name=imagenet21k_winter21 --config.model.num_classes=19167. 90
+epochs at batch 4096 are 311,000 steps: a pod.
 
 Expected: the paper gives the accuracy on ImageNet after fine-tuning at 384 px
 (arXiv:2010.11929, Table 5, column ImageNet-21k): B/16 83.97, B/32 81.28, L/16 85.15,

@@ -16,11 +16,12 @@ from vit_jax.errors import UserError
 from vit_jax.launch import command, shipped
 
 
-def pack(config: str) -> tuple[bytes, str]:
+def pack(config: str | None) -> tuple[bytes, str]:
     """Archives the files of this checkout that git tracks, or the installed package.
 
     Args:
-      config: the recipe that the run needs, PATH.py or PATH.py:ARG.
+      config: the recipe that the run needs, PATH.py or PATH.py:ARG; None if its
+        workdir has its config.
 
     Returns:
       The archive (tar, gzip) and a name for its contents: equal files give equal bytes,
@@ -54,9 +55,11 @@ def is_checkout() -> bool:
     return command.capture(["git", "ls-files", "--error-unmatch", *wanted]).code == 0
 
 
-def _tracked_with(config: str) -> list[str]:
+def _tracked_with(config: str | None) -> list[str]:
     """The files of this checkout, if the recipe is one of them."""
     names = tracked_files()
+    if config is None:
+        return names
     recipe, _ = recipes.split(config)
     packaged = recipes.find(recipe).is_relative_to(recipes.PACKAGED)
     if not packaged and os.path.normpath(recipe) not in names:

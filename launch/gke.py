@@ -127,6 +127,11 @@ def default_name(run: job.Job) -> str:
     >>> default_name(job.Job("configs/imagenet1k.py:B/16", "gs://bucket/b16"))
     'imagenet1k-3f239632'
     """
+    if not run.config:
+        raise UserError(
+            f"--name is needed: the records of {run.workdir} do not say from which "
+            "recipe its run has its name"
+        )
     stem = Path(recipes.split(run.config)[0]).stem.lower()
     letters = re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:30].rstrip("-")
     known = letters if letters[:1].isalpha() else f"run-{letters}".rstrip("-")

@@ -8,7 +8,10 @@ Every launcher takes the flags of vit_jax.main and adds its own:
 """
 
 import argparse
+import contextlib
 import dataclasses
+import json
+import os
 import re
 import shlex
 import sys
@@ -35,11 +38,14 @@ class Job:
       config: a recipe, "configs/quickstart.py" or "configs/imagenet1k.py:B/16".
       workdir: as the process that runs it will see it; may be in an object store.
       arguments: further ones such as "--config.seed=1", in their order.
+      stored: the run goes on with the config in its workdir; `config` is then the
+        recipe that it began with, "" if its records do not say.
     """
 
     config: str
     workdir: str
     arguments: tuple[str, ...] = ()
+    stored: bool = False
 
     def command(
         self, python: str = sys.executable, extra: Sequence[str] = ()
@@ -50,7 +56,8 @@ class Job:
         ['python', '-m', 'vit_jax.main', '--config=c.py', '--workdir=/runs/a b',
          '--config.seed=1']
         """
-        flags = [f"--config={self.config}", f"--workdir={self.workdir}"]
+        flags = [] if self.stored else [f"--config={self.config}"]
+        flags.append(f"--workdir={self.workdir}")
         return [python, "-m", "vit_jax.main", *flags, *self.arguments, *extra]
 
 
@@ -90,31 +97,70 @@ def parse(
 
     Raises:
       UserError: for a flag or a `--config.` key that does not exist or has a wrong
-        value, with the nearest name; if --config or --workdir is missing.
+        value, with the nearest name; if --workdir is missing, or --config and this
+        machine sees no run in --workdir.
     """
-    parser.add_argument("--config", help="recipe: PATH.py or PATH.py:ARG")
+    parser.add_argument(
+        "--config",
+        help="recipe: PATH.py or PATH.py:ARG; default: the config of the run in "
+        "--workdir",
+    )
     parser.add_argument("--workdir", help="directory of the run")
     parser.add_argument("--evaluate_only", action="store_true", help="do not train")
     parser.add_argument("--evals", help="with it: NAME,... of config.evals, not all")
     parser.add_argument("--dry_run", action="store_true", help="print, start nothing")
     argv, overrides = command_line.split_overrides(argv)
+    command_line.check_values(argv)
     flags, rest = parser.parse_known_args(argv)
     if rest:
         names = re.findall(r"--\w+", parser.format_usage())
         hint = errors.did_you_mean(rest[0].partition("=")[0], names)
         raise errors.UserError(f"{rest[0]} is not a flag; {hint}")
-    if not flags.config or not flags.workdir:
+    if not flags.workdir:
         raise errors.UserError(
             "--config and --workdir are both needed; --help says more"
         )
-    workdirs.absolute(flags.workdir, of="--workdir")  # refuses what cannot be one
+    path = workdirs.absolute(flags.workdir, of="--workdir")
     if flags.evals and not flags.evaluate_only:
         raise errors.UserError("--evals goes with --evaluate_only: training does all")
-    configs.load(flags.config, overrides)
+    recipe = flags.config or recipe_of(path)
+    configs.load(flags.config or os.fspath(path), overrides)
     arguments = [f"--config.{key}={text}" for key, text in overrides]
     arguments += ["--evaluate_only"] if flags.evaluate_only else []
     arguments += [f"--evals={flags.evals}"] if flags.evals else []
-    return Job(flags.config, flags.workdir, tuple(arguments)), flags
+    stored = not flags.config
+    return Job(recipe, flags.workdir, tuple(arguments), stored=stored), flags
+
+
+def recipe_of(workdir: epath.Path) -> str:
+    """The recipe that the run in a workdir began with, "" if its records do not say.
+
+    Raises:
+      UserError: if this machine sees no run there.
+    """
+    stored, records = workdir / workdirs.CONFIG, workdir / workdirs.RUNS
+    try:
+        there = stored.exists()
+        lines = records.read_text().splitlines() if there and records.exists() else []
+    except Exception as error:  # each kind of storage has errors of its own
+        said = str(error).strip().splitlines() or [""]
+        raise errors.UserError(
+            f"--config is not given, and this machine cannot read {stored} "
+            f"({type(error).__name__}: {said[0][:200]}): give --config, as when the "
+            "run began"
+        ) from error
+    if not there:
+        raise errors.UserError(
+            f"--config is not given, and this machine sees no {stored}: a new run "
+            "needs --config, and so does one whose workdir its workers alone see, "
+            "such as a volume or a disk of another machine"
+        )
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and "recipe" in record and record["recipe"]:
+                return record["recipe"]
+    return ""
 
 
 def should_restart(code: int) -> bool:

@@ -7,6 +7,7 @@ When one fails, the others are ended and all start again in the same workdir.
   --config.KEY=VALUE   overrides a key of the config, such as --config.seed=1
 """
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -25,6 +26,9 @@ from vit_jax.launch import job
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LOST_PEER = PeerLost.exit_code
+# Seconds that the others have when one has crashed or was killed: nothing can be saved
+# without it, and they miss it within three. One that ends in order may be saving.
+_AFTER_A_CRASH = 10.0
 _MEANINGS = {
     0: "done",
     UserError.exit_code: "bad input",
@@ -45,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
         "--grace",
         type=float,
         default=60,
-        help="seconds that the others have to end by themselves when one has (60)",
+        help="seconds that the others have to end by themselves when one has (60; at "
+        f"most {_AFTER_A_CRASH:g} when it was killed or has crashed)",
     )
     run, flags = job.parse(parser, argv)
     devices = device_variables(flags.processes, flags.devices_per_process, os.environ)
@@ -170,7 +175,7 @@ class Process:
         """Ends it and the processes that it has started."""
         if self.poll() is None:
             self.was_killed = True
-            os.killpg(self._popen.pid, signal.SIGKILL)
+            self._kill_group()
 
     def poll(self) -> int | None:
         """The exit code once it has ended, as shells give it (128 + signal)."""
@@ -179,9 +184,14 @@ class Process:
             ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
             if os.waitid(os.P_PID, self._popen.pid, ended) is None:
                 return None
-            os.killpg(self._popen.pid, signal.SIGKILL)
+            self._kill_group()
         code = self._popen.wait()
         return code if code >= 0 else 128 - code
+
+    def _kill_group(self) -> None:
+        # There is no group of one that was killed before it became a program.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._popen.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """Ends it if it runs, and lets go of its output."""
@@ -252,7 +262,7 @@ class Launcher:
           The exit codes in the order of the ends, without the processes killed here.
         """
         codes: list[int] = []
-        running, deadline = list(processes), float("inf")
+        running, deadline, limit = list(processes), float("inf"), self._grace
         with selectors.DefaultSelector() as outputs:
             for process in processes:
                 outputs.register(process, selectors.EVENT_READ, process)
@@ -273,9 +283,11 @@ class Launcher:
                     codes.append(code)
                     if code:
                         say(f"launch: process {process.number}: {describe(code)}")
-                        deadline = min(deadline, time.monotonic() + self._grace)
+                        if code not in _MEANINGS:
+                            limit = min(limit, _AFTER_A_CRASH)
+                        deadline = min(deadline, time.monotonic() + limit)
                 if time.monotonic() > deadline:
-                    end(running, f"still there after {self._grace:g} s, killed")
+                    end(running, f"still there after {limit:g} s, killed")
                     deadline = float("inf")
 
     def _note(self, number: int, frame: FrameType | None) -> None:

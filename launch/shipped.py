@@ -20,11 +20,11 @@ HERE = Path(__file__).parent
 PINS = HERE.parent / "requirements"
 
 
-def files(config: str) -> dict[str, bytes]:
+def files(config: str | None) -> dict[str, bytes]:
     """The contents of the archive by their paths in it.
 
     Args:
-      config: the recipe that the run needs, PATH.py or PATH.py:ARG.
+      config: the recipe that the run needs, PATH.py or PATH.py:ARG; None for none.
 
     Raises:
       UserError: if vit_jax is not installed from a wheel, or the recipe is not below
@@ -34,7 +34,7 @@ def files(config: str) -> dict[str, bytes]:
     found = {name: content, "launch/worker.sh": (HERE / "worker.sh").read_bytes()}
     for path in (*PINS.glob("*.txt"), *PINS.glob("*.sh")):
         found[f"requirements/{path.name}"] = path.read_bytes()
-    for path in with_imports(config):
+    for path in with_imports(config) if config is not None else ():
         found[path.as_posix()] = path.read_bytes()
     return found
 

@@ -62,7 +62,12 @@ def main(argv: Sequence[str]) -> int:
     """
     run, flags = job.parse(flags_parser(), argv)
     request = request_of(flags)
-    archive, digest = checkout.pack(run.config)
+    if run.stored and "://" not in run.workdir:
+        raise UserError(
+            f"--config is not given, and --workdir={run.workdir} is on a disk of the "
+            "workers, not on this machine's: give --config, as when the run began"
+        )
+    archive, digest = checkout.pack(None if run.stored else run.config)
     code_directory = f"vit_jax_code/{digest}"
     if flags.dry_run:
         for step in all_commands(run, request, code_directory):

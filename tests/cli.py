@@ -1,6 +1,8 @@
 """The real command line, driven from tests."""
 
 import concurrent.futures
+import contextlib
+import io
 import json
 import os
 import signal
@@ -15,8 +17,11 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
+from vit_jax import main
+
 ROOT = Path(__file__).parent.parent
 EVERYTHING = "tests/recipes/everything.py"
+FAST_COMPILER = "--xla_backend_optimization_level=0"
 
 
 def start(
@@ -25,10 +30,12 @@ def start(
     devices: int = 1,
     group: bool = False,
     module: str = "vit_jax.main",
-    xla_flags: str = "",
 ) -> subprocess.Popen[str]:
-    """Starts `python -m vit_jax.main`; with `group`, in a process group of its own."""
-    flags = f"--xla_force_host_platform_device_count={devices} {xla_flags}"
+    """Starts `python -m vit_jax.main`; with `group`, in a process group of its own.
+
+    Without the compiler's optimisations, which take longer than the runs.
+    """
+    flags = f"--xla_force_host_platform_device_count={devices} {FAST_COMPILER}"
     return subprocess.Popen(
         [sys.executable, "-m", module, *args],
         cwd=root,
@@ -55,6 +62,18 @@ def run(
     return output
 
 
+def call(*args: str, expect: int = 0) -> str:
+    """The same command line within this process, which has the modules and devices.
+
+    Returns what is printed. Fails on another exit code.
+    """
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        code = main.main(["vit_jax.main", *args])
+    assert code == expect, output.getvalue()
+    return output.getvalue()
+
+
 def start_many(
     count: int,
     *args: str,
@@ -63,8 +82,8 @@ def start_many(
 ) -> list[subprocess.Popen[str]]:
     """Starts `count` processes of one run, which meet on this machine.
 
-    They compile the same program `count` times, since JAX keeps on disk what the first
-    process compiled and no other can use that on CPUs: hence the optimisation level.
+    They compile the same program `count` times: JAX keeps on disk what the first
+    process compiled, and no other can use that on CPUs.
 
     Args:
       count: of processes.
@@ -79,7 +98,6 @@ def start_many(
         start(
             *(*args, *together, f"--process_id={i}", *own(i)),
             devices=devices,
-            xla_flags="--xla_backend_optimization_level=0",
         )
         for i in range(count)
     ]

@@ -16,7 +16,7 @@ import pytest
 
 import vit_jax
 from tests import cli
-from vit_jax import errors, main
+from vit_jax import config, errors, main
 
 SMALL = "tests/recipes/sweep.py"
 FEW = {"total_epochs": None, "total_steps": 4, "checkpoint.every": 2}
@@ -134,6 +134,31 @@ def test_the_command_line_keeps_nothing_between_calls(tmp_path: Path, capsys) ->
     assert "Finished at step 4" in capsys.readouterr().out
     assert call("c", "--evalute_only") == 2
     assert "did you mean" in capsys.readouterr().err
+
+
+def test_print_config_prints_a_recipe(
+    trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The complete config as JSON and nothing else; `--config` takes it again."""
+
+    def printed(*flags: str) -> dict[str, Any]:
+        assert main.main(["main", "--print_config", *flags]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    found = printed(f"--config={SMALL}", "--config.seed=7")
+    assert found == json.loads(json.dumps(config.load(SMALL, {"seed": 7}).to_dict()))
+    assert found["seed"] == 7 and found["optim"]["name"] == "adamw"  # a default
+    path = tmp_path / "printed.json"
+    path.write_text(json.dumps(found))
+    assert printed(f"--config={path}") == found
+    assert list(tmp_path.iterdir()) == [path]
+    of_run = json.loads((trained[0] / "config.json").read_text())
+    assert printed(f"--workdir={trained[0]}") == of_run
+    assert main.main(["main", "--print_config", f"--config={SMALL}", "--lr=1"]) == 2
+    flags = ["--print_config", f"--config={SMALL}", "--config.optim.lr=1"]
+    assert main.main(["main", *flags]) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and 'did you mean "learning_rate"?' in output.err
 
 
 INTERRUPTED = f"""

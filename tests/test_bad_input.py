@@ -8,7 +8,7 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +88,7 @@ CASES = {
     "missing split": (["--config.data.split=trian"], "train"),
     "empty split": (["--config.data.split=train[:0]"], "train[:0]"),
     "batch not divisible by the mesh": (["--config.batch_size=9"], "nearest that are"),
-    "mesh of too many devices": (["--config.mesh.data=3"], "must multiply to 1"),
+    "mesh of too many devices": (["--config.mesh.data=3"], "must multiply to 8"),
     "key that is not read": (["--config.optim.momentum=0.9"], "momentum"),
     "best of no evaluation": (
         ["--config.checkpoint.best=tset/accuracy"],
@@ -98,9 +98,9 @@ CASES = {
 }
 
 
-def fails(tmp_path: Path, *args: str) -> str:
+def fails(tmp_path: Path, *args: str, run: Callable[..., str] = cli.call) -> str:
     """Runs, expects code 2 and one message without a traceback; returns it."""
-    output = cli.run(
+    output = run(
         f"--config={cli.EVERYTHING}", f"--workdir={tmp_path}/workdir", *args, expect=2
     )
     assert "Traceback" not in output
@@ -169,7 +169,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_full_disk(small_disk: Path) -> None:
-    message = fails(small_disk, "--config.checkpoint.keep=100")
+    message = fails(small_disk, "--config.checkpoint.keep=100", run=cli.run)
     assert "space" in message
     assert "run the same command again" in message
     # What was committed before is whole: with room the run goes on from it.

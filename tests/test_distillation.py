@@ -16,7 +16,7 @@ from tests import cli
 from tests.formats import drawn, files, test_torch_files
 from vit_jax import losses, models, steps
 from vit_jax.checkpoints import adapt
-from vit_jax.checkpoints.formats.opened import open_checkpoint
+from vit_jax.checkpoints.formats.opening import open_checkpoint
 from vit_jax.checkpoints.teacher import read_teacher
 from vit_jax.distillation import Distillation, Teacher
 from vit_jax.errors import UserError

@@ -83,6 +83,14 @@ def test_an_empty_flag_is_an_unset_variable() -> None:
         parser.parse(["--workdir="])
 
 
+def test_a_value_that_argparse_makes_a_list_of() -> None:
+    """Of `--flag=--` Python's argparse makes an empty list, whatever the type."""
+    for command in ("predict", "convert", "data.prepare", "launch.slurm"):
+        assert call(command, "--name=--") == 2
+    with pytest.raises(UserError, match=r"--seed=--: -- is no value"):
+        flags.check_values(["--x", "--", "--seed=--"])
+
+
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         ["bash", "-o", "pipefail", "-c", code],
@@ -92,11 +100,21 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     )
 
 
+def nobody_reads(module: str) -> None:
+    done = run(f"{sys.executable} -m {module} --help | true")
+    assert done.stderr == b""
+    assert done.returncode in (0, 141)
+
+
 def test_output_that_nobody_reads_is_no_traceback() -> None:
-    for module in ("vit_jax.main", "vit_jax.launch.local"):
-        done = run(f"{sys.executable} -m {module} --help | true")
-        assert done.stderr == b""
-        assert done.returncode in (0, 141)
+    for module in ("vit_jax", "vit_jax.main", "vit_jax.launch.local"):
+        nobody_reads(module)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_output_of_any_command_that_nobody_reads(name: str) -> None:
+    nobody_reads(f"vit_jax.{name}")
 
 
 def test_output_of_another_encoding_is_no_traceback() -> None:

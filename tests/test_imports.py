@@ -18,12 +18,13 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. A module or package of vit_jax may import those of lower layers, and no
 # other of its own layer. `__init__` is the public face and stands on top of all.
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "lettering", "processes"},
+    {"durable", "errors", "lettering", "processes"},
     {
         "class_names",
         "cluster",
         "compiler",
         "console",
+        "devices",
         "flags",
         "heartbeats",
         "host_memory",
@@ -40,6 +41,7 @@ LAYERS: tuple[set[str], ...] = (
         "resample",
         "schedules",
         "sharding",
+        "tensorboard",
         "timing",
     },
     {"distributed", "votes"},
@@ -60,7 +62,7 @@ LAYERS: tuple[set[str], ...] = (
     {"evaluators"},
     {"run"},
     {"config", "export", "planning", "training", "verify", "visualize"},
-    {"__main__", "api", "convert", "data.check", "plan", "predict"},
+    {"__main__", "api", "convert", "data.check", "fsck", "plan", "predict"},
     {"main"},
     {"__init__"},
 )
@@ -69,6 +71,8 @@ LAYER_OF = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 # (who, whom): neighbours of one layer of which one is built on the other.
 NEIGHBOURS = {
     ("bad_examples", "data"),
+    ("devices", "host_memory"),
+    ("devices", "progress"),
     ("optim", "schedules"),
     ("steps", "state"),
     ("steps", "distillation"),

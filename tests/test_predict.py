@@ -68,7 +68,7 @@ def test_every_image_that_the_decoder_reads_is_found(
     (left,) = [line for line in shown.err.splitlines() if "left out" in line]
     begin, _, kinds = left.partition("left out 6 files: ")
     assert begin == f"{folder}: "
-    expected = ["2 hidden", "1 .txt", "1 pipes or devices", "1 links to nothing"]
+    expected = ["2 hidden", "1 .txt", "1 pipes or devices", "1 links to no file"]
     expected.append("1 links to a folder above")
     assert sorted(kinds.split(", ")) == sorted(expected)
     # Training on the folder, as one class, takes the same and says the same.
@@ -209,3 +209,9 @@ def test_libtpu_is_left_alone() -> None:
         [sys.executable, "-c", LIBTPU], env=env, capture_output=True, text=True
     )
     assert done.stdout.split() == ["cpu", "cpu"], done.stderr
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\udcff", "line\nbreak"])
+def test_names_that_no_file_has(name: str) -> None:
+    with pytest.raises(vit_jax.errors.UserError, match="there is no image"):
+        list(predict.find_images([Path(name)]))

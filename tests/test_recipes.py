@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+import vit_jax
 from tests import cli
 from vit_jax import config, data
 from vit_jax.data import catalog
@@ -162,6 +163,29 @@ def test_the_papers_fine_tuning(dataset: str, steps: int) -> None:
     assert c["model"]["variant"] == "R50+ViT-B/16"
     assert c["model"]["representation_size"] is None
     assert c["init_head"] == "new"
+
+
+@pytest.mark.parametrize("said", ["vit-b16", "ViT-B/16", "B/16", "vit_b16", "b16"])
+@pytest.mark.parametrize(
+    "recipe", ["finetune.py:{},cifar10", "imagenet1k.py:{}", "imagenet_evals.py:{}"]
+)
+def test_names_of_models_as_others_write_them(recipe: str, said: str) -> None:
+    given = config.load(f"{cli.ROOT}/configs/{recipe.format(said)}", []).to_dict()
+    assert given["model"]["variant"] == "B/16"
+    if "imagenet1k" in recipe:
+        assert given["model"]["representation_size"] == 768
+
+
+@pytest.mark.parametrize("said", ["X/16", "vit", "", "b", "vit_base_r50_s16", "50x1"])
+def test_names_that_are_no_model(said: str) -> None:
+    with pytest.raises(UserError, match=f'"{said}" is no model: expected .* B/16'):
+        config.load(f"{cli.ROOT}/configs/finetune.py:{said},cifar10", [])
+
+
+def test_every_listed_model_is_one_for_the_recipes() -> None:
+    for name in vit_jax.list_models():
+        loaded = config.load(f"{cli.ROOT}/configs/imagenet1k.py:{name}", []).to_dict()
+        assert loaded["model"]["variant"] == name
 
 
 def test_what_the_fine_tuning_recipe_refuses() -> None:

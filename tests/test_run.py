@@ -42,7 +42,8 @@ def test_one_class_and_a_wider_head(tmp_path: Path) -> None:
     where = pictures(tmp_path, "train/a", "test/a")
     run = opened(where, "model.num_classes=10")
     assert run.notes() == [
-        "the data has 1 classes, the head 10: config.model.num_classes"
+        "the data has 1 classes, the head 10: config.model.num_classes; 1 leaves none "
+        "without an image"
     ]
     (said,) = run.warnings()
     assert said.startswith("all 20 training images are of one class, a")

@@ -102,9 +102,9 @@ def test_evaluate_only(finished: Path, tmp_path: Path) -> None:
         if "test/accuracy" in line
     }
     best = max(results.values())
-    own = cli.run(*ARGS, f"--workdir={finished}", "--evaluate_only")
+    own = cli.call(*ARGS, f"--workdir={finished}", "--evaluate_only")
     assert f"test/accuracy: {best}" in own
-    other = cli.run(
+    other = cli.call(
         *ARGS,
         f"--workdir={tmp_path}",
         "--evaluate_only",
@@ -117,7 +117,7 @@ def test_evaluate_only(finished: Path, tmp_path: Path) -> None:
     assert trained["results"]["test/accuracy"] == results[40]
     assert trained["fingerprint"] == record["fingerprint"]
     assert trained["data"]["split"] == "test[:10%]"
-    cli.run(*ARGS, f"--workdir={tmp_path}/empty", "--evaluate_only", expect=2)
+    cli.call(*ARGS, f"--workdir={tmp_path}/empty", "--evaluate_only", expect=2)
 
 
 SEVERAL = """
@@ -144,7 +144,7 @@ def test_some_of_several_evaluations(finished: Path, tmp_path: Path) -> None:
     recipe.write_text((cli.ROOT / cli.EVERYTHING).read_text() + SEVERAL)
     args = (f"--config={recipe}", f"--workdir={tmp_path}", "--config.total_steps=40")
     checkpoint = f"--config.init_from={finished}/checkpoints/40"
-    output = cli.run(
+    output = cli.call(
         *args,
         checkpoint,
         "--evaluate_only",
@@ -165,9 +165,9 @@ def test_some_of_several_evaluations(finished: Path, tmp_path: Path) -> None:
     c = json.loads((tmp_path / "evals" / "c-40.json").read_text())
     assert c["results"]["c/examples"] == 1600 + 200
     assert c["results"]["c/mean_error"] == np.mean(c["errors"]["mini"])
-    output = cli.run(*args, "--evaluate_only", "--evals=hlf", expect=2)
+    output = cli.call(*args, "--evaluate_only", "--evals=hlf", expect=2)
     assert 'config.evals has no "hlf"; did you mean "half"' in output
-    output = cli.run(*args, "--evals=half", expect=2)
+    output = cli.call(*args, "--evals=half", expect=2)
     assert "--evals goes with --evaluate_only" in output
 
 
@@ -207,7 +207,7 @@ def test_a_broken_newest_checkpoint_falls_back(finished: Path, tmp_path: Path) -
         if path.is_file() and path.stat().st_size > 1000:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     output = cli.run(*ARGS, f"--workdir={workdir}")
-    assert f"cannot be read (step {newest}: " in output
+    assert f"is broken (step {newest}: " in output
     assert f"Goes on from step {before}" in output
     assert (workdir / "broken_checkpoints" / f"{newest}.0").is_dir()
     repaired, whole = cli.saved_arrays(workdir, 40), cli.saved_arrays(finished, 40)
@@ -257,7 +257,7 @@ def test_profile_writes_a_trace(tmp_path: Path) -> None:
 def test_one_process_a_workdir(tmp_path: Path) -> None:
     with (tmp_path / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        output = cli.run(*ARGS, f"--workdir={tmp_path}", expect=2)
+        output = cli.call(*ARGS, f"--workdir={tmp_path}", expect=2)
     assert "is in use by " in output
 
 
@@ -273,7 +273,7 @@ def test_one_process_a_workdir(tmp_path: Path) -> None:
 )
 def test_configs_that_cannot_go_on(finished: Path, override: str, message: str) -> None:
     before = (finished / "config.json").read_bytes()
-    output = cli.run(*ARGS, f"--workdir={finished}", override, expect=2)
+    output = cli.call(*ARGS, f"--workdir={finished}", override, expect=2)
     assert message in output
     assert (finished / "config.json").read_bytes() == before
 

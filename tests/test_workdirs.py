@@ -11,6 +11,7 @@ from etils import epath
 
 from tests import cli
 from vit_jax import workdirs
+from vit_jax.checkpoints import adapt
 from vit_jax.errors import UserError
 
 
@@ -29,6 +30,13 @@ from vit_jax.errors import UserError
 def test_paths_that_cannot_be(path: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         workdirs.absolute(path, of="--workdir")
+
+
+def test_weights_in_an_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are named as they were given, with what to do."""
+    monkeypatch.setattr(adapt, "is_run", lambda path: False)
+    with pytest.raises(UserError, match=r"^gs://b/B_16\.npz .*: download it"):
+        adapt.read_weights(epath.Path("gs://b/B_16.npz"))
 
 
 def test_paths_in_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -105,3 +113,36 @@ def test_the_lock_is_of_the_file_that_is_there(
         pytest.raises(UserError, match=f"process {os.getpid()} on"),
     ):
         workdirs.lock(workdir)
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", ".lock"])
+def test_a_directory_for_a_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name} is a directory, and a run has a file"):
+        workdirs.lock(epath.Path(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "broken_checkpoints"])
+def test_a_file_for_a_directory(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"{name} is no directory, and a run has one"):
+        workdirs.lock(epath.Path(tmp_path))
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe{", b"[" * 100_000, b"[]"])
+def test_a_damaged_config_is_written_anew(damage: bytes, tmp_path: Path) -> None:
+    workdir = epath.Path(tmp_path)
+    (tmp_path / "config.json").write_bytes(damage)
+    workdirs.write_config(workdir, {"seed": 1})
+    assert workdirs.read_config(workdir) == {"seed": 1}
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_what_is_written_does_not_go_through_a_link(tmp_path: Path) -> None:
+    """Somebody else may write into the workdir: our temporary name is no way out."""
+    target = tmp_path / "elsewhere"
+    target.write_text("theirs")
+    temporary = tmp_path / f"config.json.{os.getpid()}.tmp"
+    temporary.symlink_to(target)
+    workdirs.write_config(epath.Path(tmp_path), {"seed": 1})
+    assert target.read_text() == "theirs" and not temporary.exists()

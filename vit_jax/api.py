@@ -167,7 +167,8 @@ def run(
     quiet_tensorflow()
     path = workdirs.absolute(workdir, of="--workdir")
     given = os.fspath(path) if config is None else config
-    if config is None and not (path / workdirs.CONFIG).exists():
+    known = (workdirs.CONFIG, "checkpoints")
+    if config is None and not any((path / name).exists() for name in known):
         raise errors.UserError(
             f"--config is not given, and {path} holds no run with a config.json: name "
             "a recipe"
@@ -213,6 +214,6 @@ def chosen(evals: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def quiet_tensorflow() -> None:
-    """TensorFlow only writes TensorBoard's files: it need not greet and complain."""
+    """Where it is imported (object stores), it need not greet and complain."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -48,8 +48,10 @@ class Log:
         """For `logging`: lines are written at once."""
 
     def close(self) -> None:
+        """Nothing is kept any more; a thread may still write."""
+        before, self._file = self._file, open(os.devnull, "w")  # noqa: SIM115
         with contextlib.suppress(OSError):
-            self._file.close()
+            before.close()
 
 
 class _Tee:

@@ -84,10 +84,10 @@ def main(argv: Sequence[str]) -> int:
 
 def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
     """Prints the table; writes, if there is a target."""
-    from vit_jax import checkpoints, export, host_memory, loading, workdirs
-    from vit_jax.checkpoints.formats import augreg, opened, writing
+    from vit_jax import checkpoints, devices, export, loading, workdirs
+    from vit_jax.checkpoints.formats import augreg, opening, writing
 
-    host_memory.leave_libtpu_alone()
+    devices.find()
     source, size = workdirs.absolute(args.source), args.image_size
     is_run = checkpoints.is_run(source)
     places = to_verify(args, Path(source), is_run) if args.verify is not None else []
@@ -95,8 +95,8 @@ def run(args: argparse.Namespace, model: dict[str, Any]) -> None:
         raise errors.UserError(f"{args.source}: there is no such file or directory")
     found = None
     if not is_run:
-        found = opened.open_checkpoint(
-            Path(source), resolution=size, model=model, weights=args.weights
+        found = opening.open_checkpoint(
+            workdirs.local(source), resolution=size, model=model, weights=args.weights
         )
         # What is written has the positions of SRC unless another size is asked for.
         size = found.image_size if size is None else size

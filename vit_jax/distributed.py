@@ -221,6 +221,11 @@ def is_first() -> bool:
     return alone() or jax.process_index() == 0
 
 
+def part() -> tuple[int, int]:
+    """Which of how many parts of a common work is that of this process."""
+    return (0, 1) if alone() else (jax.process_index(), jax.process_count())
+
+
 def progress(step: int | None = None) -> None:
     """Notes that the loop goes on, so that the others can tell who does not."""
     if _heartbeats is not None:

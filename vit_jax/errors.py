@@ -50,6 +50,10 @@ class BadExample(UserError):
     """
 
 
+class OutOfMemory(UserError):
+    """What was asked for does not fit into the memory of the devices."""
+
+
 class NonFiniteLossError(Stop):
     """The loss or the update became NaN or infinite."""
 

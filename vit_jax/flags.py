@@ -29,18 +29,32 @@ class Parser(argparse.ArgumentParser):
         Raises:
           UserError: for one that there is not, with the nearest name, or that is empty.
         """
-        for given in argv:
-            if given.startswith("--") and given.endswith("=") and given.count("=") == 1:
-                raise errors.UserError(
-                    f"{given} is empty (an unset variable of the shell?): give a "
-                    "value, or leave the flag out"
-                )
+        check_values(argv)
         args, unknown = self.parse_known_args(argv)
         if unknown:
             flags = [f for action in self._actions for f in action.option_strings]
             hint = errors.did_you_mean(unknown[0].partition("=")[0], flags)
             raise errors.UserError(f"{unknown[0]} is not a flag; {hint}")
         return args
+
+
+def check_values(argv: Sequence[str]) -> None:
+    """Refuses `--flag=`, and `--flag=--`, of which argparse makes an empty list.
+
+    Raises:
+      UserError: if there is one.
+    """
+    for given in argv:
+        flag, found, value = given.partition("=")
+        if not flag.startswith("--") or not found:
+            continue
+        if not value:
+            raise errors.UserError(
+                f"{given} is empty (an unset variable of the shell?): give a "
+                "value, or leave the flag out"
+            )
+        if value == "--":
+            raise errors.UserError(f"{given}: -- is no value")
 
 
 def image_size(text: str) -> tuple[int, int]:

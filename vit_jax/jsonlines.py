@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from vit_jax import durable
 from vit_jax.errors import UserError
 
 _TAIL_BYTES = 1 << 20
@@ -45,7 +46,7 @@ class JsonLines:
         self._file: int | None = None  # A descriptor: unbuffered, one write a line.
         self._lines = self._kept(restored_step)
         self._write_whole()
-        if not _is_remote(path):
+        if not durable.is_remote(path):
             with user_errors(path):
                 self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
 
@@ -87,11 +88,9 @@ class JsonLines:
 
     def _write_whole(self) -> None:
         with user_errors(self._path):
-            if _is_remote(self._path):
-                self._path.write_text("".join(self._lines))
-            else:
-                _replace(os.fspath(self._path), "".join(self._lines))
-                self._lines = []
+            durable.write(self._path, "".join(self._lines).encode())
+        if not durable.is_remote(self._path):
+            self._lines = []
 
 
 def encode(step: int, scalars: Mapping[str, Scalar]) -> str:
@@ -132,7 +131,7 @@ def last_value(path: epath.Path, name: str) -> float | None:
 
     Only the end of the file is read.
     """
-    if not path.exists():
+    if not path.is_file():
         return None
     with path.open("rb") as file:
         file.seek(0, os.SEEK_END)
@@ -144,31 +143,12 @@ def last_value(path: epath.Path, name: str) -> float | None:
     return None
 
 
-def _is_remote(path: epath.PathLike) -> bool:
-    return "://" in os.fspath(path)
-
-
 def _step_of(line: str) -> float:
     """The step of a line of metrics.jsonl; infinity if it is not a whole line."""
     try:
         return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf
-
-
-def _replace(path: str, text: str) -> None:
-    """Puts `text` in the place of a local file: all of it or, after a kill, none."""
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
-    # The new name too: else a crash could bring back the old file, without what has
-    # been appended to the new one since.
-    directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -17,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vit_jax import checkpoints, host_memory, models, steps, workdirs
+from vit_jax import checkpoints, devices, models, steps, workdirs
 from vit_jax import progress as reading
-from vit_jax.checkpoints import adapt
-from vit_jax.checkpoints.formats.opened import Opened, flatten, nest, open_checkpoint
+from vit_jax.checkpoints import position_embeddings
+from vit_jax.checkpoints.formats.opened import Opened, flatten, nest
+from vit_jax.checkpoints.formats.opening import open_checkpoint
 from vit_jax.data import EvalTransform, to_rgb
 from vit_jax.errors import UserError
 from vit_jax.preprocessing import Preprocessing
@@ -222,7 +222,7 @@ def load(
     Raises:
       UserError: if there is no checkpoint, it is broken, or of an unknown model.
     """
-    host_memory.leave_libtpu_alone()
+    devices.find()
     place = workdirs.absolute(path)
     if not place.exists():
         raise UserError(f"{path}: there is no such file or directory")
@@ -235,7 +235,9 @@ def load(
         return _load_run(place, step, size, model)
     if step is not None:
         raise UserError(f"step={step}: {path} is no workdir")
-    opened = open_checkpoint(Path(place), resolution=size, model=model, weights=weights)
+    opened = open_checkpoint(
+        workdirs.local(place), resolution=size, model=model, weights=weights
+    )
     opened.check_complete(allow)
     for line in opened.said:
         print(f"{path}: {line}", file=sys.stderr)
@@ -254,7 +256,7 @@ def load(
 def _of_opened(opened: Opened, flat: dict[str, Any]) -> Model:
     size, params = opened.resolution, nest(flat)
     module = models.create(**models.looped(opened.model))
-    params = adapt.at_size(
+    params = position_embeddings.at_size(
         params, module, opened.image_size, size, posemb=opened.posemb
     )
     if opened.model.get("scan"):
@@ -285,7 +287,7 @@ def _load_run(
     }
     classes = checkpoints.head_width(directory)
     fields |= {"num_classes": classes, **given}
-    names = checkpoints.read_label_names(directory.parent.parent)
+    names = checkpoints.read_label_names(directory)
     if names is not None:  # a head may be wider than the data that it learned from
         names += tuple(str(i) for i in range(len(names), classes or 0))
     data = config["data"]
@@ -298,7 +300,7 @@ def _load_run(
     )
     params = checkpoints.read_params(directory, abstract)
     if wanted is not None and wanted != size:
-        params = adapt.at_size(params, module, size, wanted)
+        params = position_embeddings.at_size(params, module, size, wanted)
     evaluated = EvalTransform(**data["eval"]).at(size, wanted or size)
     return Model(
         config=fields,

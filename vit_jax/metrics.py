@@ -4,11 +4,11 @@ A scalar's name says what it is: `train/...` (or no slash) comes from training,
 `timing/...` varies with the clock, and any other prefix names an evaluation.
 """
 
+import contextlib
 import json
-import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,9 +19,7 @@ from etils import epath
 from vit_jax import console
 from vit_jax.errors import UserError
 from vit_jax.jsonlines import JsonLines, Scalar, as_number, user_errors
-
-# What metrics.jsonl has and nobody wants to see as a curve.
-_NO_CURVE = re.compile(r"timing/(elapsed|eta)_s|.*/examples|.*/examples_seen")
+from vit_jax.tensorboard import EventWriter
 
 
 class MetricLogger:
@@ -38,7 +36,7 @@ class MetricLogger:
         total_steps: int,
         progress: bool | None = None,
     ):
-        """Opens the writers; importing TensorFlow for TensorBoard takes seconds.
+        """Opens the writers.
 
         Args:
             workdir: A directory, local or in an object store; made if missing.
@@ -51,15 +49,16 @@ class MetricLogger:
         Raises:
             UserError: The workdir cannot be written.
         """
-        self._writer = None
+        self._lines = None
         if jax.process_index() != 0:
             return
         workdir = epath.Path(workdir)
         with user_errors(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
         lines = JsonLines(workdir / "metrics.jsonl", restored_step=restored_step)
-        self._errors: list[Exception] = []
-        self._writer = _multi_writer(lines, workdir / "tensorboard", self._errors)
+        with _tensorboard_errors():
+            self._events = EventWriter(workdir / "tensorboard")
+        self._lines = lines
         self._console = Console(
             total_steps=total_steps,
             start_step=restored_step or 0,
@@ -82,38 +81,39 @@ class MetricLogger:
             scalars: By name.
             shown: What the console shows instead of those of the same names.
         """
-        if self._writer is None:
+        if self._lines is None:
             return
         numbers = {name: as_number(value) for name, value in scalars.items()}
-        self._writer.write_scalars(step, numbers)
-        self._raise_errors()
+        self._lines.write(step, numbers)
+        with _tensorboard_errors():
+            self._events.scalars(step, numbers)
         instead = {n: as_number(x) for n, x in (shown or {}).items() if n in numbers}
         self._console.write(step, numbers | instead)
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Texts (Markdown) for TensorBoard."""
-        if self._writer is not None:
-            self._writer.write_texts(step, texts)
-            self._raise_errors()
+        if self._lines is not None:
+            with _tensorboard_errors():
+                self._events.texts(step, texts)
 
     def write_config(self, step: int, config: Mapping[str, Any]) -> None:
         """The config for TensorBoard's TEXT tab, and its leaves for HPARAMS."""
-        if self._writer is None:
+        if self._lines is None:
             return
         text = json.dumps(config, indent=2, sort_keys=True)
-        self._writer.write_texts(step, {"config": f"```json\n{text}\n```"})
-        self._writer.write_hparams(flat(config))
-        self._raise_errors()
+        with _tensorboard_errors():
+            self._events.texts(step, {"config": f"```json\n{text}\n```"})
+            self._events.hparams(flat(config))
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Pictures for TensorBoard: uint8 [h, w, 3] by name."""
-        if self._writer is not None and images:
-            self._writer.write_images(step, {n: x[None] for n, x in images.items()})
-            self._raise_errors()
+        if self._lines is not None:
+            with _tensorboard_errors():
+                self._events.images(step, images)
 
     def print(self, message: str) -> None:
         """A line on the console, above the progress bar if there is one."""
-        if self._writer is not None:
+        if self._lines is not None:
             self._console.print(message)
 
     def flush(self) -> None:
@@ -122,87 +122,32 @@ class MetricLogger:
         Called before the checkpoint of a step is committed, so that no checkpoint
         lacks its lines.
         """
-        if self._writer is not None:
-            self._writer.flush()
-            self._raise_errors()
+        if self._lines is not None:
+            self._lines.flush()
+            with _tensorboard_errors():
+                self._events.flush()
 
     def close(self) -> None:
         """Flushes and closes everything; a second call does nothing."""
-        if self._writer is None:
+        if self._lines is None:
             return
         self._console.close()
-        writer, self._writer = self._writer, None
-        writer.close()
-        self._raise_errors()
-
-    def _raise_errors(self) -> None:
-        """Those of TensorBoard's thread, met in an earlier call or in this one."""
-        for error in self._errors:
-            if not type(error).__module__.startswith("tensorflow."):
-                raise error
-            # "{{function_node ...}} FILE; No space left on device", and more lines.
-            reason = re.sub(r"^\{\{.*?\}\} ", "", str(error)).splitlines()[0]
-            raise UserError(
-                f"Cannot write TensorBoard's files: {reason}. Checkpoints are whole: "
-                "make room and run the same command again"
-            ) from error
+        lines, self._lines = self._lines, None
+        lines.close()
+        with _tensorboard_errors():
+            self._events.close()
 
 
-def _multi_writer(
-    lines: JsonLines, tensorboard_dir: epath.Path, errors: list[Exception]
-) -> Any:
-    """A clu writer to both, TensorBoard's in a thread of its own.
-
-    What goes wrong in that thread is put into `errors`, after which it writes no more.
-    """
-    # Here, not above: it imports TensorFlow, and errors of the user come before that.
-    from clu import metric_writers
-
-    class JsonLinesWriter(metric_writers.MultiWriter):
-        """Writes scalars and ignores the rest, as a MultiWriter over nothing does."""
-
-        def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-            lines.write(step, scalars)
-
-        def flush(self) -> None:
-            lines.flush()
-
-        def close(self) -> None:
-            lines.close()
-
-    class SummaryWriter(metric_writers.SummaryWriter):
-        """Lets no error out: clu would print a traceback for each line after it."""
-
-        def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-            curves = {n: x for n, x in scalars.items() if not _NO_CURVE.fullmatch(n)}
-            self._try(super().write_scalars, step, curves)
-
-        def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-            self._try(super().write_images, step, images)
-
-        def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-            self._try(super().write_hparams, dict(hparams))
-
-        def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-            self._try(super().write_texts, step, texts)
-
-        def flush(self) -> None:
-            self._try(super().flush)
-
-        def close(self) -> None:
-            self._try(super().close)
-
-        def _try(self, write: Callable[..., None], *args: Any) -> None:
-            try:
-                if not errors:
-                    write(*args)
-            except Exception as e:
-                errors.append(e)
-
-    summaries = SummaryWriter(os.fspath(tensorboard_dir))
-    return metric_writers.MultiWriter(
-        [JsonLinesWriter([]), metric_writers.AsyncWriter(summaries)]
-    )
+@contextlib.contextmanager
+def _tensorboard_errors() -> Iterator[None]:
+    """Turns the system's errors into one of the user."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"Cannot write TensorBoard's files: {error.strerror or error}. Checkpoints "
+            "are whole: make room and run the same command again"
+        ) from error
 
 
 class Console:

@@ -14,6 +14,21 @@ from vit_jax.timing import StepTimer
 Scalars = dict[str, Any]
 
 
+# What `Observer` logs of training, as train/..., besides times: what a step returns
+# (accuracy where labels are class numbers), and how far it is.
+TRAIN_SCALARS = (
+    "loss",
+    "accuracy",
+    "learning_rate",
+    "grad_norm",
+    "update_norm",
+    "param_norm",
+    "bad_examples",
+    "examples_seen",
+    "epoch",
+)
+
+
 class Observer:
     """Reads the scalars of each step one step late, and writes them when due."""
 

@@ -70,8 +70,11 @@ def run(
 ) -> str:
     """What to print."""
     from vit_jax.planning import local, planner, report
+    from vit_jax.run import wider_head
 
     shape = planner.Shape.of(config, args.num_examples)
+    for note in wider_head(shape.num_classes, shape.data.num_classes):
+        planner.say(f"Note: {note}")
     if topology is None:
         plan = local.measure(config, shape, price=args.price)
         return json.dumps(plan, indent=2) if args.json else report.local_text(plan)

@@ -19,6 +19,7 @@ done, and the exit code is 2.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     """
     files = list(find_images(args.images))
     # Slow to import: after the flags are good.
-    from vit_jax import loading
+    from vit_jax import devices, loading
 
     model = loading.load(
         args.checkpoint,
@@ -96,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
         broken += bad
         if batch:
             size = min(args.batch_size, len(files))
-            some = predict(model, batch, size=size, top=args.top)
+            with devices.enough_memory(f"Lower --batch_size ({args.batch_size})"):
+                some = predict(model, batch, size=size, top=args.top)
             if not args.json:
                 print("\n".join(map(as_text, some)), flush=True)
             if pictures is not None:
@@ -144,10 +146,12 @@ def find_images(paths: Sequence[Path]) -> Iterator[Path]:
     from vit_jax.data.sources import layout
 
     for path in paths:
-        if not path.is_dir():
-            if not path.exists():
-                raise errors.UserError(f"there is no image {path}")
-            if not path.is_file():
+        if not os.path.isdir(path):
+            if not os.path.exists(path):
+                raise errors.UserError(
+                    f"there is no image {layout.printable(str(path))}"
+                )
+            if not os.path.isfile(path):
                 raise errors.UserError(f"{path} is no file, but a device or a pipe")
             yield path
             continue
@@ -159,7 +163,9 @@ def find_images(paths: Sequence[Path]) -> Iterator[Path]:
                 f"the folder {path} has no image ({', '.join(EXTENSIONS)}){more}"
             )
         if left_out:
-            print(f"{path}: left out {left_out}", file=sys.stderr)
+            print(
+                f"{layout.printable(str(path))}: left out {left_out}", file=sys.stderr
+            )
         yield from (path / name for name in inside)
 
 
@@ -183,16 +189,18 @@ def read_image(model: Any, path: Path) -> Image:
     """
     from vit_jax import visualize
     from vit_jax.data.decode import decode
+    from vit_jax.data.sources.layout import printable
 
+    where = printable(str(path))
     try:
-        whole = decode(path.read_bytes(), where=str(path))
+        whole = decode(path.read_bytes(), where=where)
     except OSError as error:
-        raise errors.UserError(f"{path}: {error.strerror or error}") from error
+        raise errors.UserError(f"{where}: {error.strerror or error}") from error
     photo = visualize.bounded(whole, LARGEST)
     try:
         pixels = model.preprocess(whole)
     except errors.UserError as error:
-        raise errors.UserError(f"{path}: {error}") from error
+        raise errors.UserError(f"{where}: {error}") from error
     return Image(path, pixels, photo, (whole.shape[0], whole.shape[1]))
 
 

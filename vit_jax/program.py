@@ -14,6 +14,7 @@ import jax
 from vit_jax import layouts, losses, models, sharding, state, steps
 from vit_jax import optim as optimizers
 from vit_jax.distillation import Teacher
+from vit_jax.errors import UserError
 
 
 class DataShape(Protocol):
@@ -125,6 +126,13 @@ class Program:
         self.abstract_batch = steps.abstract_batch(
             self.mesh, batch_size, data.image_shape, label_classes=data.label_classes
         )
+        train_loss = losses.make(**loss)
+        weights = train_loss.class_weights
+        if weights is not None and len(weights) != num_classes:
+            raise UserError(
+                f"config.loss.class_weights has {len(weights)} numbers, and the head "
+                f"{num_classes} classes: give one for each"
+            )
         self.train_step = steps.make_train_step(
             self.model.apply,
             self.tx,
@@ -138,15 +146,16 @@ class Program:
             mixup_switch_prob=mixup_switch_prob,
             accumulation_steps=accumulation_steps,
             ema=ema,
-            loss=losses.make(**loss),
+            loss=train_loss,
             num_classes=num_classes,
             frozen=optimizers.frozen_paths(shapes, **freezing),
             teacher=teacher,
             two_heads=getattr(plain, "distilled", False),
         )
         self.teacher = teacher
-        # Without smoothing, so that it can be compared with other people's.
-        self.eval_loss = losses.make(**{**loss, "label_smoothing": 0.0})
+        # Without smoothing and weights: it can be compared with other people's.
+        plain_loss = {"label_smoothing": 0.0, "class_weights": None}
+        self.eval_loss = losses.make(**{**loss, **plain_loss})
 
     def trace_train_step(self) -> jax.stages.Traced:
         """The training step as JAX sees it."""

@@ -20,7 +20,6 @@ from etils import epath
 
 from vit_jax import __version__, workdirs
 
-RUNS = "runs.jsonl"
 _PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"),
     *("ml_collections", "tensorflow", "tensorflow_datasets", "libtpu"),
@@ -85,12 +84,12 @@ def write(
         line["config"] = now
     lines.append(line)
     text = "".join(json.dumps(each, default=str) + "\n" for each in lines)
-    workdirs.write_atomically(workdir / RUNS, text)
+    workdirs.write_atomically(workdir / workdirs.RUNS, text)
 
 
 def read(workdir: epath.Path) -> list[Record]:
     """The lines so far; what is not one (a damaged file) is left out."""
-    path = workdir / RUNS
+    path = workdir / workdirs.RUNS
     if not path.exists():
         return []
     lines: list[Record] = []

@@ -6,9 +6,12 @@ rounded to 22 bits; one side is done after the other, with 8 bits in between.
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
+
+if TYPE_CHECKING:  # slow to import, and runs that resize nothing need none of it
+    from scipy import sparse
 
 _BITS = 22  # PRECISION_BITS of Pillow's Resample.c
 _ROWS = 256  # at a time: they are held as int32
@@ -110,8 +113,10 @@ def _rows(image: np.ndarray, height: int, interpolation: str) -> np.ndarray:
     return _apply(_weights(image.shape[0], height, interpolation), image)
 
 
-def _weights(old: int, new: int, interpolation: str) -> sparse.csr_array:
+def _weights(old: int, new: int, interpolation: str) -> "sparse.csr_array":
     """Of each of `new` pixels, what the `old` ones add to it: int32 [new, old]."""
+    from scipy import sparse
+
     kernel, support = _FILTERS[interpolation]
     scale = old / new
     width = max(scale, 1.0)  # of the filter
@@ -133,7 +138,7 @@ def _weights(old: int, new: int, interpolation: str) -> sparse.csr_array:
     return sparse.csr_array(entries, shape=(new, old))
 
 
-def _apply(weights: sparse.csr_array, image: np.ndarray) -> np.ndarray:
+def _apply(weights: "sparse.csr_array", image: np.ndarray) -> np.ndarray:
     """Weighted sums over the first axis, as uint8."""
     flat = np.ascontiguousarray(image).reshape(image.shape[0], -1).astype(np.int32)
     sums = (weights @ flat + (1 << (_BITS - 1))) >> _BITS

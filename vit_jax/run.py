@@ -12,12 +12,23 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from etils import epath
 
 from vit_jax import data as datasets
-from vit_jax import distributed, host_memory, preemption, progress, sharding, workdirs
+from vit_jax import (
+    devices,
+    distributed,
+    host_memory,
+    losses,
+    preemption,
+    progress,
+    sharding,
+    workdirs,
+)
 from vit_jax.checkpoints.teacher import read_teacher
-from vit_jax.data import remarks, sections
+from vit_jax.data import Dataset, class_counts, remarks, sections
+from vit_jax.data.shapes import DataShape
 from vit_jax.distillation import Distillation, Teacher
 from vit_jax.errors import UserError
 from vit_jax.evaluators import EVALUATORS, Classification, Evaluator, Result
@@ -36,6 +47,7 @@ class Run:
 
     def __init__(
         self,
+        evaluated: DataShape | None = None,
         *,
         seed: int = 0,
         batch_size: int,
@@ -69,6 +81,8 @@ class Run:
         """Builds the parts.
 
         Args:
+          evaluated: what the weights were trained on, if they are to be evaluated and
+            nothing else: the training data is then not opened, and need not be here.
           seed: all randomness is a function of it and of the step.
           batch_size: global.
           total_steps: this or `total_epochs`, exactly one.
@@ -89,7 +103,7 @@ class Run:
           init_head: of `init_from`: "keep" the head, start a "new" one, or "auto": keep
             it if it has as many classes.
           init_posemb: how their position embeddings are resampled for another
-            resolution; see `checkpoints.adapt.resample`.
+            resolution; see `checkpoints.position_embeddings.resample`.
           compilation_cache: a folder that keeps compiled programs; None is off.
           peer_timeout: of several processes, one that is silent for so many seconds
             is lost, and ends the run. `distributed.joined` has read it by now.
@@ -108,10 +122,7 @@ class Run:
             mixup_prob=mixup_prob,
             mixup_switch_prob=mixup_switch_prob,
         )  # checks them before anything is read
-        use_compilation_cache(compilation_cache)
-        host_memory.keep_freed_memory()
-        host_memory.leave_libtpu_alone()
-        jax.devices()  # all processes meet here: before bad input can end one of them
+        meet(compilation_cache)
         self.seed, self.batch_size, self.log_every = seed, batch_size, log_every
         self.profile, self.resume, self.init_from = profile, resume, init_from
         self.init_weights = init_weights
@@ -126,32 +137,41 @@ class Run:
                 f'{data["name"]}": set config.data.name="mixture", or remove the parts'
             )
         data = sections.with_holdout(data, evals)
-        self.dataset = datasets.make(**data)
-        height, width = self.dataset.image_size
+        self._dataset = datasets.make(**data) if evaluated is None else None
+        self.shape = evaluated or self.dataset
+        height, width, _ = self.shape.image_shape
         share = batch_size / jax.process_count()
         check_memory(
             f"a batch of {batch_size:,} images of {height} x {width} pixels",
             3 * share * height * width,
             "lower config.batch_size",
         )
-        given, source = model["num_classes"], self.dataset.source
-        # What labels alone imply is for the check of the labels to refuse, or to skip.
-        in_data = self.dataset.num_classes if given is None else source.num_classes
-        self.num_classes = head_width(given, in_data)
-        self.total_steps = resolve_steps(
-            total_steps, total_epochs, self.dataset.num_examples, batch_size
-        )
+        given = model["num_classes"]
+        if evaluated is None:
+            dataset = self.dataset
+            # What labels alone imply is for the check of the labels to refuse or skip.
+            known = dataset if given is None else dataset.source
+            self.num_classes = head_width(given, known.num_classes)
+            self.total_steps = resolve_steps(
+                total_steps, total_epochs, dataset.num_examples, batch_size
+            )
+            self.stream = {
+                "seed": seed,
+                "batch_size": batch_size,
+                "data": dataset.fingerprint,
+            }
+        else:
+            trained = evaluated.num_classes or 0
+            # Another width than that of the weights is for their reader to refuse.
+            self.num_classes = given if given and trained else trained
+            self.total_steps = LARGEST_STEP  # of a schedule that nothing asks
         if profile is not None and profile[1] > self.total_steps:
             raise UserError(
                 f"config.profile is {profile}, past the end: {self.total_steps} steps"
             )
-        self.stream = {
-            "seed": seed,
-            "batch_size": batch_size,
-            "data": self.dataset.fingerprint,
-        }
+        loss = self._with_class_weights(loss)
         self.program = Program(
-            self.dataset,
+            self.shape,
             jax.devices(),
             self._read_teacher(Distillation(**distill), model["dtype"]),
             seed=seed,
@@ -184,16 +204,24 @@ class Run:
             for name, entry in evals.items()
         ]
 
+    @property
+    def dataset(self) -> Dataset:
+        """The training data, which a run that only evaluates has not opened."""
+        assert self._dataset is not None
+        return self._dataset
+
     def notes(self) -> list[str]:
-        """What a user should know of the data before training: how it was found."""
-        sets = [self.dataset]
+        """What a user should know of the data before it begins: how it was found."""
+        sets = [] if self._dataset is None else [self._dataset]
+        in_data = sets[0].num_classes if sets else None
         sets += [x.dataset for e in self.evaluators for x in e.all_examples()]
         notes = [note for dataset in sets for note in dataset.source.notes]
-        in_data = self.dataset.num_classes
-        if in_data is not None and in_data < self.num_classes:
+        notes += wider_head(self.num_classes, in_data)
+        if self.class_counts is not None and self.class_weights is not None:
+            least, most = min(self.class_weights), max(self.class_weights)
             notes.append(
-                f"the data has {in_data:,} classes, the head {self.num_classes:,}: "
-                "config.model.num_classes"
+                f"classes weigh {least:.4g} to {most:.4g} in the loss, by their number "
+                "of training images: class_weights.json"
             )
         notes += [f"{e.name}: {note}" for e in self.evaluators for note in e.notes]
         return list(dict.fromkeys(notes))
@@ -233,6 +261,21 @@ class Run:
                 self.abstract_state.params,
                 label_names,
             )
+
+    def _with_class_weights(self, loss: dict[str, Any]) -> dict[str, Any]:
+        """`config.loss` with numbers for "balanced"; evaluations weigh no classes."""
+        self.class_counts: np.ndarray | None = None
+        weights = loss["class_weights"]
+        if self._dataset is None:
+            weights = None
+        elif weights == "balanced":
+            self.class_counts = class_counts.count(self._dataset, self.num_classes)
+            examples = self._dataset.num_examples
+            if not self._dataset.source.multi_hot:
+                examples = int(self.class_counts.sum())
+            weights = losses.balanced_weights(self.class_counts, examples)
+        self.class_weights: tuple[float, ...] | None = weights
+        return {**loss, "class_weights": weights}
 
     def _read_teacher(self, distillation: Distillation, dtype: str) -> Teacher | None:
         if distillation.teacher is None:
@@ -429,14 +472,39 @@ def head_width(num_classes: int | None, in_data: int | None) -> int:
     return width
 
 
+def wider_head(num_classes: int, in_data: int | None) -> list[str]:
+    """What should be told of a head with more classes than the data has.
+
+    >>> wider_head(21_843, 19_167)
+    ['the data has 19,167 classes, the head 21,843: config.model.num_classes; ...']
+    """
+    if in_data is None or in_data >= num_classes:
+        return []
+    return [
+        f"the data has {in_data:,} classes, the head {num_classes:,}: "
+        f"config.model.num_classes; {in_data} leaves none without an image"
+    ]
+
+
 def state_bytes(abstract: TrainState) -> int:
     """What a state takes of this machine's memory, where that is the devices'."""
-    devices = [d for d in jax.local_devices() if d.platform == "cpu"]
+    here = [d for d in jax.local_devices() if d.platform == "cpu"]
     leaves = jax.tree.leaves(abstract)
-    return len(devices) * sum(
+    return len(here) * sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in leaves
     )
+
+
+def meet(compilation_cache: str | None) -> None:
+    """Finds the devices: all processes meet here, before bad input can end one of them.
+
+    Args:
+      compilation_cache: see `Run`.
+    """
+    use_compilation_cache(compilation_cache)
+    host_memory.keep_freed_memory()
+    devices.find()
 
 
 def use_compilation_cache(folder: str | None) -> None:

@@ -74,9 +74,10 @@ def make_train_step(
     Returns:
       A function (state, batch) -> (state, scalars), or with a teacher (state, batch,
       the teacher's parameters) -> (state, scalars). The loss is the mean over the
-      examples with a true mask, and `accuracy`, where labels are class numbers, the
-      share of these whose likeliest class is that of the label (of the larger part, of
-      images that are mixed). `finite` tells whether the new state can be trusted.
+      examples with a true mask (by weight, see `losses.Loss.example_weights`), and
+      `accuracy`, where labels are class numbers, the share of these whose likeliest
+      class is that of the label (of the larger part, of images that are mixed).
+      `finite` tells whether the new state can be trusted.
     """
     mix = Mixing(
         mixup=mixup,
@@ -101,6 +102,11 @@ def make_train_step(
             images, targets = mix(mixup_key, images, targets, mask)
         examples = jnp.sum(mask, dtype=jnp.int32)
         vectors = batch["label"].ndim > 1  # then there is no one right class
+        scale = None  # of the losses, with which their mean is that by weight
+        weights = None if mix.on else loss.example_weights(batch["label"])
+        if weights is not None:
+            weight = jnp.sum(jnp.where(mask, weights, 0.0))  # of the whole batch
+            scale = examples / jnp.where(weight > 0, weight, 1.0)
 
         def loss_fn(
             params: Params, part: Batch, key: jax.Array
@@ -118,6 +124,8 @@ def make_train_step(
                 logits, taught = logits[1]["head"], logits[1]["head_dist"]
             with jax.named_scope("loss"):
                 losses = loss(logits, part["targets"])
+                if scale is not None:
+                    losses = losses * scale
                 if teacher is not None:
                     weight = teacher.distillation.weight
                     other = teacher.loss(

@@ -13,6 +13,7 @@ from vit_jax import (
     checkpoints,
     class_names,
     curves,
+    devices,
     distributed,
     metrics,
     preemption,
@@ -22,10 +23,17 @@ from vit_jax import (
 )
 from vit_jax.bad_examples import BadExamples
 from vit_jax.checkpoints import Checkpoints, adapt, takeover
-from vit_jax.errors import BadExample, NonFiniteLossError, Preempted, UserError
+from vit_jax.data import shapes
+from vit_jax.errors import (
+    BadExample,
+    NonFiniteLossError,
+    OutOfMemory,
+    Preempted,
+    UserError,
+)
 from vit_jax.evaluators import Result, records
 from vit_jax.observer import Observer, Scalars, Tracer
-from vit_jax.run import Run
+from vit_jax.run import Run, meet
 from vit_jax.state import TrainState, init_state
 from vit_jax.timing import RunClock
 
@@ -80,12 +88,17 @@ def train_saved(
     """Trains with checkpoints, and says where the run stands if it is ended."""
     # Leaving it waits for a save that is under way, whatever ends the run.
     with Checkpoints(
-        workdir / "checkpoints", config, run.stream, **run.checkpoint
+        workdir / "checkpoints",
+        config,
+        run.stream,
+        run.dataset.label_names,
+        **run.checkpoint,
     ) as saved:
         saved.check_best(run.result_names())
         try:
-            state = preemption.wait(first_state, run, saved)
-            train_from(state, workdir, config, run, saved, clock, begin)
+            with devices.enough_memory(devices.advice_on_training(config)):
+                state = preemption.wait(first_state, run, saved)
+                train_from(state, workdir, config, run, saved, clock, begin)
         except Preempted:
             saved.wait()
             where = where_it_stands(saved, workdir)
@@ -97,6 +110,10 @@ def train_saved(
                 f"{error} {where_it_stands(saved, workdir)}; the same command goes on "
                 "from there, with that flag or once the file is replaced"
             ) from error
+        except OutOfMemory as error:
+            if distributed.alone():
+                saved.wait()
+            raise UserError(f"{error}\n{where_it_stands(saved, workdir)}") from error
         except NonFiniteLossError as error:
             saved.wait()
             raise NonFiniteLossError(
@@ -124,6 +141,7 @@ def train_from(
                 begin(run, saved.position.step, hosts)
             workdirs.write_config(workdir, config)
             write_label_names(workdir, run.dataset.label_names, saved.position.step)
+            write_class_weights(workdir, run)
             overview = metrics.parameter_overview(run.abstract_state.params)
             workdirs.write_atomically(workdir / "parameters.txt", overview + "\n")
             announce(workdir, run, saved, overview)
@@ -148,7 +166,7 @@ def write_label_names(
     """
     if names is None:
         return
-    before = checkpoints.read_label_names(workdir)
+    before = checkpoints.read_label_names(workdir / "checkpoints" / str(step))
     if step > 0 and before not in (None, names):
         raise UserError(
             f"{workdir} has learned the classes {class_names.listed(before or ())}; "
@@ -157,6 +175,18 @@ def write_label_names(
         )
     text = json.dumps(names, indent=0, ensure_ascii=False) + "\n"
     workdirs.write_atomically(workdir / workdirs.LABEL_NAMES, text)
+
+
+def write_class_weights(workdir: epath.Path, run: Run) -> None:
+    """Writes class_weights.json, where weights were made of the numbers of images."""
+    if run.class_counts is None or run.class_weights is None:
+        return
+    known = run.dataset.label_names or ()
+    names = [*known, *map(str, range(len(known), run.num_classes))]
+    counted = zip(names, run.class_counts.tolist(), run.class_weights, strict=True)
+    lines = [{"class": c, "images": n, "weight": w} for c, n, w in counted]
+    text = json.dumps(lines, indent=1, ensure_ascii=False) + "\n"
+    workdirs.write_atomically(workdir / workdirs.CLASS_WEIGHTS, text)
 
 
 def train(
@@ -283,7 +313,9 @@ def first_state(run: Run, saved: Checkpoints) -> TrainState:
         return state
     state = init_state(run.program.initialize, run.abstract_state)
     if run.init_from is not None:
-        params = pretrained(run, read_init_from(run), state.params)
+        path = workdirs.absolute(run.init_from, of="--config.init_from")
+        weights = read_init_from(path, run.init_weights)
+        params = pretrained(run, weights, state.params)
         ema_params = None
         if state.ema_params is not None:
             ema_params = jax.tree.map(lambda x: x.copy(), params)
@@ -291,13 +323,11 @@ def first_state(run: Run, saved: Checkpoints) -> TrainState:
     return state
 
 
-def read_init_from(run: Run) -> adapt.Weights:
-    """The weights of `config.init_from`."""
-    assert run.init_from is not None
-    path = workdirs.absolute(run.init_from)
+def read_init_from(path: epath.Path, which: str | None) -> adapt.Weights:
+    """The weights of `config.init_from`, of which `config.init_weights` says which."""
     with distributed.agreed():
         return adapt.read_weights(
-            path, weights=run.init_weights, progress=progress.of_reading(path)
+            path, weights=which, progress=progress.of_reading(path)
         )
 
 
@@ -317,7 +347,7 @@ def pretrained(run: Run, source: adapt.Weights, initial: Any) -> Any:
             arrays, said = adapt.adapt(
                 source,
                 fields,
-                run.dataset.image_size,
+                run.shape.image_shape[:2],
                 head="keep" if initial is None else run.init_head,
                 posemb=run.init_posemb,
                 label_names=names,
@@ -329,7 +359,7 @@ def pretrained(run: Run, source: adapt.Weights, initial: Any) -> Any:
                     + " ".join(differing)
                 ) from error
             raise
-    here = (run.dataset.mean, run.dataset.std)
+    here = (run.shape.mean, run.shape.std)
     if differing := takeover.normalization_flags(source, here):
         said.append(
             f"its images were normalised otherwise: {' '.join(differing)} does the same"
@@ -381,7 +411,8 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> Scalars:
     """Evaluates `config.init_from` if it is set, else the workdir's own weights.
 
     A workdir that was itself fine-tuned from `config.init_from` is evaluated, and not
-    what it began with.
+    what it began with. The training data is not opened, unless an evaluation does: what
+    the classes are and how many, the weights say.
 
     Results are printed and written to `workdir/evals/NAME-STEP.json`, or, of weights
     that are no run's, to `workdir/evals/NAME-FILE.json`; only printed where the workdir
@@ -394,21 +425,27 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> Scalars:
       UserError: as in `train_and_evaluate`; if there is nothing to evaluate.
       NonFiniteLossError: what the model makes of the images is not finite.
     """
+    meet(config["compilation_cache"])
     with distributed.agreed():
-        # It may be gone, and is not asked.
-        untaught = {**config["distill"], "teacher": None}
-        run = Run(**{**config, "distill": untaught})
-        if not run.evaluators:
+        if not config["evals"]:
             raise UserError("--evaluate_only: config.evals is empty, nothing to do")
-        source = what_to_evaluate(workdir, run)
-        if source == workdir or checkpoints.is_run(source):
-            directory = checkpoints.choose(source)
-            run.check_evaluators(checkpoints.read_label_names(directory.parent.parent))
+        path, weights = what_to_evaluate(workdir, config["init_from"]), None
+        if path == workdir or checkpoints.is_run(path):
+            directory = checkpoints.choose(path)
+            width = checkpoints.head_width(directory) or 0
+            names = checkpoints.read_label_names(directory)
+        else:
+            directory, weights = path, read_init_from(path, config["init_weights"])
+            width, names = adapt.head_width(weights), weights.label_names
+        data = shapes.of_section(config["data"], num_classes=width)
+        # A teacher may be gone too, and is not asked.
+        untaught = {**config["distill"], "teacher": None}
+        run = Run(data, **{**config, "distill": untaught})
+        run.check_evaluators(names)
+        if weights is None:
             params = checkpoints.read_params(directory, run.abstract_state.params)
         else:
-            weights = read_init_from(run)
-            run.check_evaluators(weights.label_names)
-            directory, params = source, pretrained(run, weights, None)
+            params = pretrained(run, weights, None)
     writes = False
     if distributed.is_first():
         for note in run.notes():
@@ -416,30 +453,33 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> Scalars:
         print(f"Evaluates {directory}.", flush=True)
         writes = can_write(workdir)
     found: Scalars = {}
+    place = workdir if writes else None
     try:
-        preemption.wait(run.compile_evaluators)
-        distributed.gather("")  # from here on a signal stops all at the same batch
-        for evaluator in run.evaluators:
-            result = evaluator.run(params, run.votes.check)
-            if distributed.is_first():
-                found |= result.scalars
-                place = workdir if writes else None
-                tell_result(place, directory, evaluator.name, result)
+        with devices.enough_memory(devices.ADVICE_ON_EVALUATION):
+            preemption.wait(run.compile_evaluators)
+            distributed.gather("")  # from here on a signal stops all at the same batch
+            for evaluator in run.evaluators:
+                result = evaluator.run(params, run.votes.check)
+                if distributed.is_first():
+                    found |= result.scalars
+                    tell_result(place, directory, evaluator.name, result)
     except Preempted:
         again = "what is not written above is lost: run the command again"
         raise Preempted(again) from None
     return {name: float(value) for name, value in found.items()}
 
 
-def what_to_evaluate(workdir: epath.Path, run: Run) -> epath.Path:
+def what_to_evaluate(workdir: epath.Path, init_from: str | None) -> epath.Path:
     """The run or the weights that `evaluate_only` is about."""
-    if run.init_from is None:
+    if init_from is None:
         return workdir
     stored = workdirs.read_config(workdir)
-    began_there = "init_from" in stored and stored["init_from"] == run.init_from
+    if not stored and (found := checkpoints.newest_config(workdir)) is not None:
+        stored, _ = found
+    began_there = "init_from" in stored and stored["init_from"] == init_from
     if began_there and checkpoints.is_run(workdir):
         return workdir
-    return workdirs.absolute(run.init_from, of="--config.init_from")
+    return workdirs.absolute(init_from, of="--config.init_from")
 
 
 def can_write(workdir: epath.Path) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.checkpoints.formats import huggingface
+from vit_jax.checkpoints.formats import huggingface_config
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.loading import Model
 
@@ -91,8 +91,8 @@ def _reader(
         # From a file that may be a stranger's: a class that we know, or none.
         names = config.get("architectures")
         name = str(names[0]) if isinstance(names, list) and names else ""
-        if name not in huggingface.ARCHITECTURES:
-            hint = did_you_mean(name, huggingface.ARCHITECTURES)
+        if name not in huggingface_config.ARCHITECTURES:
+            hint = did_you_mean(name, huggingface_config.ARCHITECTURES)
             raise UserError(f'{path}: --verify knows no architecture "{name}"; {hint}')
         theirs = getattr(transformers, name).from_pretrained(path)
         pool = model.module.pool

@@ -1,8 +1,10 @@
 """The directory of a run: `config.json`, and whether it can be written at all.
 
 A workdir holds config.json, parameters.txt, labels.json (the names of the classes,
-where the data has them), runs.jsonl (how it was started, each time), log.txt (what it
-printed), metrics.jsonl, curves.png, checkpoints/, evals/ and tensorboard/.
+where the data has them), class_weights.json (with loss.class_weights=balanced: the
+images and the weight of each class), runs.jsonl (how it was started, each time),
+log.txt (what it printed), metrics.jsonl, curves.png, checkpoints/, evals/ and
+tensorboard/.
 """
 
 import contextlib
@@ -11,21 +13,23 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 from absl import logging
 from etils import epath
 
+from vit_jax import durable
+from vit_jax.durable import is_remote
 from vit_jax.errors import UserError
 
 CONFIG = "config.json"
 LABEL_NAMES = "labels.json"
+RUNS = "runs.jsonl"
+CLASS_WEIGHTS = "class_weights.json"
 LOCK = ".lock"
-
-
-def is_remote(path: epath.Path) -> bool:
-    """Whether a path is in an object store."""
-    return "://" in os.fspath(path)
+_FILES = (CONFIG, LABEL_NAMES, LOCK, "metrics.jsonl", "runs.jsonl", "parameters.txt")
+_DIRECTORIES = ("checkpoints", "broken_checkpoints", "evals", "tensorboard")
 
 
 def absolute(path: str | os.PathLike[str], *, of: str = "") -> epath.Path:
@@ -62,6 +66,20 @@ def absolute(path: str | os.PathLike[str], *, of: str = "") -> epath.Path:
     return epath.Path(os.path.abspath(os.path.expanduser(text)))
 
 
+def local(path: epath.Path) -> Path:
+    """The path of a checkpoint of another library, which is read from a local file.
+
+    Raises:
+      UserError: if it is in an object store.
+    """
+    if is_remote(path):
+        raise UserError(
+            f"{os.fspath(path)} holds no run of vit_jax, and other checkpoints are "
+            "read from local files: download it, and give the file's path"
+        )
+    return Path(path)
+
+
 def _is_utf8(text: str) -> bool:
     try:
         text.encode()
@@ -88,6 +106,26 @@ def check_writable(workdir: epath.Path) -> None:
         ) from error
 
 
+def check_kinds(workdir: epath.Path) -> None:
+    """Refuses a directory where a run has a file, and a file for a directory.
+
+    Raises:
+      UserError: with its name.
+    """
+    for name in _FILES:
+        if (workdir / name).is_dir():
+            raise UserError(
+                f"{workdir / name} is a directory, and a run has a file of this name: "
+                "move it away, or use another --workdir"
+            )
+    for name in _DIRECTORIES:
+        if (workdir / name).exists() and not (workdir / name).is_dir():
+            raise UserError(
+                f"{workdir / name} is no directory, and a run has one of this name: "
+                "move it away, or use another --workdir"
+            )
+
+
 def lock(workdir: epath.Path) -> IO[str]:
     """Keeps other processes on this machine out of a workdir.
 
@@ -98,6 +136,7 @@ def lock(workdir: epath.Path) -> IO[str]:
       UserError: if the directory cannot be written, or another process is at work.
     """
     check_writable(workdir)
+    check_kinds(workdir)
     if is_remote(workdir):
         return open(os.devnull)
     while True:
@@ -162,8 +201,10 @@ def write_config(workdir: epath.Path, config: dict[str, Any]) -> None:
     """Writes config.json; says what has changed since the run began, if it had one."""
     path = workdir / CONFIG
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    if path.exists() and path.read_text() != text:
-        changes = difference(read_config(workdir), json.loads(text))
+    stored = read_config(workdir)
+    if path.exists() and not stored:
+        logging.warning("%s is damaged: it is written anew", path)
+    elif stored and (changes := difference(stored, json.loads(text))):
         logging.warning(
             "%s: this run goes on with another config:\n%s",
             workdir,
@@ -182,17 +223,15 @@ def read_config(workdir: epath.Path) -> dict[str, Any]:
 
 
 def write_atomically(path: epath.Path, content: str | bytes) -> None:
-    """All of the content under its name, or none of it.
+    """All of the content under its name, or none of it; on disk when this returns.
 
     Raises:
       UserError: if it cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         data = content.encode() if isinstance(content, str) else content
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        durable.write(path, data)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -2,7 +2,7 @@
 
 Runs vit_jax.main for each point of a sweep, each in a workdir of its own below DIR, and
 writes sweep.csv, sweep.md and sweep.png there, the best trial first. The same command
-goes on after a stop. The points are one of
+goes on after a stop, and so does --workdir=DIR alone. The points are one of
 
   --grid config.optim.learning_rate=1e-3,3e-4 --grid config.seed=0,1,2
   --random 20 --sample config.optim.learning_rate=log:1e-4:1e-2
@@ -18,6 +18,7 @@ of sweep().
 
 import argparse
 import functools
+import json
 import os
 import shlex
 import sys
@@ -46,6 +47,8 @@ from vit_jax.launch.sweep.trials import Trial
 
 # What `write_tables` may write besides sweep.csv and sweep.md.
 _TABLES = {"sweep_settings.csv", "sweep_groups.csv"}
+_COMMAND = "sweep_command.json"
+_POINTS = ("--grid", "--random", "--optuna", "--recipe", "--sample", "--random_seed")
 _SHOWN = 5  # runs that a sentence names
 
 
@@ -57,11 +60,13 @@ def main(argv: Sequence[str]) -> int:
         trial or the directory.
       Preempted: after a signal.
     """
+    argv = repeated(argv)
     base, flags = parse(argv)
-    metric = checked_metric(base, flags.metric)
+    metric = chosen_metric(base, flags.metric)
     directory = trials.log_directory(base.workdir)
     wanted = find_points(base, flags)
     listed = trials.unique(trials.make(base, point) for point in wanted)
+    check_metric(listed, metric)
     if flags.dry_run:
         dry_run(listed, flags, metric)
         return 0
@@ -74,12 +79,42 @@ def main(argv: Sequence[str]) -> int:
     source = open_study(base, flags, metric) if flags.optuna else Listed(listed, left)
     for trial in source.trials:
         trials.refuse_changed(trial, trials.look(trial, metric))
+    workdirs.write_atomically(epath.Path(directory / _COMMAND), json.dumps(list(argv)))
     if flags.launcher == "slurm":
         clusters.submit_to_slurm(left, directory, flags)
         return 0
     codes = run(source, flags, metric)
     lock.close()
     return verdict(write_tables(source.trials, base, metric), codes)
+
+
+def repeated(argv: Sequence[str]) -> list[str]:
+    """A command line without --config, after that which its sweep was begun with.
+
+    Raises:
+      UserError: if that is not known, or other trials are asked for.
+    """
+    names = [argument.partition("=")[0] for argument in argv]
+    if "--config" in names or "-h" in names or "--help" in names:
+        return list(argv)
+    parser = job.Parser("sweep", None)
+    parser.add_argument("--workdir")
+    workdir = parser.parse_known_args(list(argv))[0].workdir
+    if not workdir:
+        return list(argv)  # that is what is to be said first
+    path = trials.log_directory(workdir) / _COMMAND
+    if not path.exists():
+        raise UserError(
+            f"--config is not given, and this machine sees no {path}, the command of "
+            "an earlier sweep: give --config and the points"
+        )
+    for name in names:
+        if name in _POINTS or name.startswith("--config."):
+            raise UserError(
+                f"{name} asks for other trials than {path} says: give --config and "
+                "all points again"
+            )
+    return [*json.loads(path.read_text()), *argv]
 
 
 def parse(argv: Sequence[str]) -> tuple[job.Job, argparse.Namespace]:
@@ -144,20 +179,29 @@ def check_points(flags: argparse.Namespace) -> None:
         )
 
 
-def checked_metric(base: job.Job, given: str | None) -> str:
-    """The metric to compare by: given, the config's own, or an accuracy.
+def chosen_metric(base: job.Job, given: str | None) -> str:
+    """The metric to compare by: given, the config's own, or an accuracy."""
+    config = configs.load(base.config, trials.pairs(base.arguments)).to_dict()
+    accuracies = [f"{name}/accuracy" for name in config["evals"]]
+    return given or config["checkpoint"]["best"] or [*accuracies, "train/loss"][0]
+
+
+def check_metric(listed: Sequence[Trial], metric: str) -> None:
+    """Refuses a metric that a trial would not log, before any starts.
 
     Raises:
-      UserError: if no line of metrics.jsonl can have it.
+      UserError: with the names of what it would log.
     """
-    config = configs.load(base.config, trials.pairs(base.arguments)).to_dict()
-    evals = list(config["evals"])
-    accuracies = [f"{name}/accuracy" for name in evals]
-    metric = given or config["checkpoint"]["best"] or [*accuracies, "train/loss"][0]
-    if metric.partition("/")[0] not in (*evals, "train") or "/" not in metric:
-        known = [*accuracies, *(f"{name}/loss" for name in (*evals, "train"))]
-        raise UserError(f"--metric={metric}: {did_you_mean(metric, known)}")
-    return metric
+    for trial in listed:
+        names = configs.results.names(trial.config)
+        if metric in names:
+            continue
+        hint = did_you_mean(metric, names)
+        if "valid names" not in hint:
+            hint = f"{hint} The valid names: {', '.join(sorted(names))}"
+        raise UserError(
+            f"--metric={metric}: trial {trial.name} would log no such result; {hint}"
+        )
 
 
 def find_points(base: job.Job, flags: argparse.Namespace) -> list[points.Point]:

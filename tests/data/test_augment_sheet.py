@@ -43,6 +43,7 @@ def test_every_operation_has_magnitudes() -> None:
         (["nowhere.jpg"], "nowhere.jpg: No such file"),
         ([__file__], "cannot be decoded"),
         (["a.png", "--augment=randaug"], "invalid choice"),
+        (["a.png", f"--seed={10**25}"], "expected 0 or more, below 2"),
         (["a.png", "--ouput=b.png"], "--output"),
         ([], "IMAGE, a picture, is needed"),
     ],

@@ -291,7 +291,11 @@ def test_repeats_differ_in_their_augmentation():
         ({"erasing_mode": "pixel"}, "erasing_mode=pixel has no effect .*erasing=0"),
         ({"augment": "randaugment", "magnitude": 31}, r"magnitude=31; expected 0..30"),
         ({"augment": "randaugment", "magnitude": -1}, r"magnitude=-1; expected 0..30"),
-        ({"augment": "randaugment", "num_layers": 0}, "num_layers=0; expected 1 or"),
+        ({"augment": "randaugment", "num_layers": 0}, "num_layers=0; expected 1 to"),
+        (
+            {"augment": "randaugment", "num_layers": 10**6},
+            "num_layers=1000000; expected 1 to 100",
+        ),
         (
             {"augment": "autoaugment", "fill": (0, 0, 256)},
             "fill=.*expected .red",

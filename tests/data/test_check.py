@@ -217,6 +217,11 @@ def test_checksums(tmp_path, root, capsys):
         "has another checksum than when it was prepared"
     )
     assert str(path) in finding
+    for name, damage in (("duplicates.jsonl", "{"), ("manifest.json", "[]")):
+        assert (folder / name).exists()
+        (folder / name).write_text(damage)
+        code, found, _ = run(tmp_path, capsys, *flags)
+        assert code == 2 and "prepare says of it cannot be read" in found[-1]
 
 
 def test_checksums_that_there_are_not(tmp_path, root, capsys):

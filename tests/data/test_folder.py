@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,48 @@ def test_images_are_found_as_torchvision_finds_them(tmp_path):
     assert source.notes == (f"{tmp_path}/train: {left_out}",)
 
 
+def test_links_in_a_circle(tmp_path):
+    """A link to itself is no file; one to a folder that it lies in adds nothing."""
+    for name in ("a/1.png", "b/2.png"):
+        touch(tmp_path / name)
+    (tmp_path / "a/self.png").symlink_to(tmp_path / "a/self.png")
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    (tmp_path / "up").symlink_to(tmp_path)
+    (tmp_path / "a/up").symlink_to(tmp_path)
+    (tmp_path / "b/top").symlink_to("/")
+    os.mkfifo(tmp_path / "b/pipe.png")
+    source = opened(tmp_path)
+    assert names(source) == ["a/1.png", "b/2.png"]
+    assert source.label_names == ("a", "b")
+    assert any("1 links to no file, 1 pipes or devices" in n for n in source.notes)
+
+
+def test_a_locale_that_is_not_utf8(tmp_path, monkeypatch):
+    """There even names that are UTF-8 cannot be told: the names are not to blame."""
+    touch(tmp_path / os.fsdecode(b"caf\xe9") / "1.png")
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    with pytest.raises(UserError, match=r"reads names as ascii: set LC_ALL=C\.UTF-8"):
+        opened(tmp_path)
+
+
+def test_splits_that_are_the_same_images(tmp_path):
+    for i in range(10):
+        touch(tmp_path / "a" / f"{i}.png")
+    with pytest.raises(UserError, match='"train" and "test" are the same images of'):
+        opened(tmp_path, "train+test")
+    assert len(opened(tmp_path, "train+test", 0.2)) == 10
+    assert len(opened(tmp_path, "train[:50%]+train[50%:]")) == 10
+    np.savez(tmp_path / "a.npz", x=np.zeros((4, 2, 2), np.uint8), y=np.arange(4))
+    with pytest.raises(UserError, match='"train" and "test" are the same images of'):
+        data.open_source(
+            name="npz",
+            data_dir=str(tmp_path / "a.npz"),
+            split="train+test",
+            image_key=None,
+            label_key=None,
+        )
+
+
 def test_what_is_left_out_is_counted(root):
     for name in ("a/._0.png", "a/sub/.DS_Store", "b/notes.txt", "b/more.TXT", "c/raw"):
         touch(root / "train" / name)
@@ -190,7 +233,7 @@ def test_what_is_left_out_is_counted(root):
     assert (len(source), source.label_names) == (9, ("a", "b", "c"))
     assert source.notes == (
         f"{root}/train: left out 7 files: 2 hidden, 2 .txt, 1 in no class folder, "
-        "1 links to nothing, 1 without an extension",
+        "1 links to no file, 1 without an extension",
     )
     assert opened(root, "test").notes == ()
 

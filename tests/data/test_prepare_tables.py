@@ -194,7 +194,7 @@ def test_links_in_a_tar_file_are_followed(tmp_path: Path) -> None:
             member.type, member.linkname = kind, target
             file.addfile(member)
     said = prepare(tmp_path, f"train={path}")
-    assert any("2 links to nothing" in line for line in said)
+    assert any("2 links to no file" in line for line in said)
     found = {name: content for name, (content, _) in records(tmp_path).items()}
     assert len(found) == 6
     assert found["train/b/softer.png"] == found["train/a/0.png"]
@@ -211,7 +211,7 @@ def test_dangling_links_and_loops_in_a_folder_are_counted(tmp_path: Path) -> Non
     os.mkfifo(root / "train" / "b" / "pipe.png")
     said = prepare(tmp_path, str(root))
     (left_out,) = (line for line in said if line.startswith("Left out"))
-    for kind in ("links to nothing", "pipes or devices", "links to a folder above"):
+    for kind in ("links to no file", "pipes or devices", "links to a folder above"):
         assert f"1 {kind}" in left_out
     names = [f"train/{c}/{i}.png" for c in "ab" for i in (0, 1)]
     assert sorted(records(tmp_path)) == names

@@ -11,7 +11,7 @@ import pytest
 import vit_jax
 from tests.formats import drawn, files
 from vit_jax import convert
-from vit_jax.checkpoints import adapt
+from vit_jax.checkpoints import position_embeddings
 
 pytestmark = pytest.mark.crosscheck
 
@@ -194,7 +194,7 @@ def test_position_embeddings_as_pytorch_resamples_them(
         antialias=True,
         align_corners=False,
     )[0].permute(1, 2, 0)
-    found = adapt.resample(grid, new, method="cubic")
+    found = position_embeddings.resample(grid, new, method="cubic")
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
 
 

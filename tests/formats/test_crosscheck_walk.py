@@ -20,7 +20,7 @@ import pytest
 import vit_jax
 from tests.formats import files
 from vit_jax.checkpoints.formats import huggingface
-from vit_jax.checkpoints.formats.opened import open_checkpoint
+from vit_jax.checkpoints.formats.opening import open_checkpoint
 from vit_jax.errors import UserError
 
 pytestmark = pytest.mark.crosscheck

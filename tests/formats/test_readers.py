@@ -11,7 +11,8 @@ import pytest
 from tests.formats import drawn, files
 from tests.models import tiny
 from vit_jax import models
-from vit_jax.checkpoints.formats.opened import Opened, nest, open_checkpoint
+from vit_jax.checkpoints.formats.opened import Opened, nest
+from vit_jax.checkpoints.formats.opening import open_checkpoint
 from vit_jax.errors import UserError
 
 

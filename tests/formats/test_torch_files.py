@@ -15,7 +15,8 @@ import vit_jax
 from tests import cli
 from tests.formats import drawn
 from vit_jax import convert, predict
-from vit_jax.checkpoints.formats.opened import Opened, open_checkpoint
+from vit_jax.checkpoints.formats.opened import Opened
+from vit_jax.checkpoints.formats.opening import open_checkpoint
 from vit_jax.checkpoints.formats.state_dicts import open_state_dict
 from vit_jax.checkpoints.formats.tensors import Tensors
 from vit_jax.errors import UserError

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.formats.test_torch_files import FIXTURES, MODEL
-from vit_jax.checkpoints.formats.opened import open_checkpoint
+from vit_jax.checkpoints.formats.opening import open_checkpoint
 from vit_jax.checkpoints.formats.state_dicts import open_state_dict
 from vit_jax.errors import UserError
 

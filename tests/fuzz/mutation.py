@@ -1,7 +1,10 @@
 """Damages bytes and texts, the same for the same seed."""
 
+import copy
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +47,39 @@ def damage(rng: np.random.Generator, data: bytes) -> bytes:
             case 6:
                 result[start:start] = rng.bytes(stop - start)
     return bytes(result)
+
+
+# What somebody else's program, or somebody, may put in the place of a value.
+VALUES: tuple[Any, ...] = (
+    *(None, True, 0, -1, 1, 3, 10**12, 2**64, 1e300, 0.5, float("nan"), float("inf")),
+    *("-1", "3", "9" * 30, "\0", "\ud800", "a/../b", "{", "{x}"),
+    *("", "none", "gelu", "x" * 100, [], [0], [1, 2, 3, 4], [[]], {}, {"a": 1}),
+    *([-1, -1], ["a"], {"height": 10**9, "width": 8}, {"shortest_edge": -1}),
+)
+
+
+def changed(text: str, count: int) -> Iterator[str]:
+    """JSON in which a value at any depth is another, missing or added."""
+    for i in range(count):
+        rng = np.random.default_rng(i)
+        tree = json.loads(text)
+        for _ in range(rng.integers(1, 3)):
+            place = tree
+            while True:
+                keys = list(place) if isinstance(place, dict) else range(len(place))
+                if not keys:
+                    break
+                key = keys[rng.integers(len(keys))]
+                deeper = place[key]
+                if isinstance(deeper, dict | list) and deeper and rng.random() < 0.7:
+                    place = deeper
+                    continue
+                if rng.random() < 0.25:
+                    del place[key]
+                else:
+                    place[key] = copy.deepcopy(VALUES[rng.integers(len(VALUES))])
+                break
+        yield json.dumps(tree)
 
 
 def check(use: Callable[[bytes], None], inputs: Iterator[bytes], keep: Path) -> int:

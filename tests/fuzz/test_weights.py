@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from tests.formats import drawn, files
 from tests.fuzz import mutation
-from vit_jax.checkpoints.formats.opened import open_checkpoint
+from vit_jax.checkpoints.formats.opening import open_checkpoint
 from vit_jax.checkpoints.formats.state_dicts import open_state_dict
 
 pytestmark = pytest.mark.slow
@@ -54,38 +53,6 @@ def test_files_of_arrays(make: Any, name: str, tmp_path: Path) -> None:
     assert 0 < used < 3000
 
 
-# What somebody else's program, or somebody, may put in the place of a value.
-VALUES: tuple[Any, ...] = (
-    *(None, True, 0, -1, 1, 3, 10**12, 2**64, 1e300, 0.5, float("nan"), float("inf")),
-    *("", "none", "gelu", "x" * 100, [], [0], [1, 2, 3, 4], [[]], {}, {"a": 1}),
-    *([-1, -1], ["a"], {"height": 10**9, "width": 8}, {"shortest_edge": -1}),
-)
-
-
-def changed(text: str, count: int) -> Iterator[str]:
-    """JSON in which a value at any depth is another, missing or added."""
-    for i in range(count):
-        rng = np.random.default_rng(i)
-        tree = json.loads(text)
-        for _ in range(rng.integers(1, 3)):
-            place = tree
-            while True:
-                keys = list(place) if isinstance(place, dict) else range(len(place))
-                if not keys:
-                    break
-                key = keys[rng.integers(len(keys))]
-                deeper = place[key]
-                if isinstance(deeper, dict | list) and deeper and rng.random() < 0.7:
-                    place = deeper
-                    continue
-                if rng.random() < 0.25:
-                    del place[key]
-                else:
-                    place[key] = VALUES[rng.integers(len(VALUES))]
-                break
-        yield json.dumps(tree)
-
-
 DIRECTORIES = [
     name for name in drawn.fixture_names() if "config" in drawn.fixture(name)
 ]
@@ -106,7 +73,7 @@ def test_directories(name: str, file: str, tmp_path: Path) -> None:
         opened = open_checkpoint(folder)
         opened.check_complete()
 
-    inputs = (text.encode() for text in changed(whole, 150))
+    inputs = (text.encode() for text in mutation.changed(whole, 150))
     mutation.check(use, inputs, tmp_path / "input")
     damaged = mutation.mutations([whole.encode()], 30)
     mutation.check(use, damaged, tmp_path / "input")

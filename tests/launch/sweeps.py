@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,22 @@ from tests.launch.fakes import sweep_main
 job.configs.load = lambda recipe, overrides: types.SimpleNamespace(
     to_dict=lambda: sweep_main.load(overrides)
 )
+job.configs.results.names = lambda config: ["test/accuracy", "test/loss", "train/loss"]
 from vit_jax.launch import sweep
 sys.exit(job.run_main(sweep.main))
 """
 
 
-def start(tmp_path: Path, *argv: str, workdir: str = "sweep") -> subprocess.Popen[str]:
+def start(
+    tmp_path: Path,
+    *argv: str,
+    workdir: str = "sweep",
+    given: Sequence[str] = (f"--config={RECIPE}",),
+) -> subprocess.Popen[str]:
     """Starts a sweep of the fake main in `tmp_path / workdir`."""
     python = programs.install(tmp_path / "bin", "python", "sweep_main")
     template = write_template(tmp_path)
-    flags = [f"--config={RECIPE}", f"--workdir={tmp_path / workdir}", *argv]
+    flags = [*given, f"--workdir={tmp_path / workdir}", *argv]
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     return subprocess.Popen(
         [sys.executable, "-c", SWEEP, python, *flags],
@@ -59,9 +65,15 @@ def write_template(tmp_path: Path) -> Path:
     return path
 
 
-def run(tmp_path: Path, *argv: str, expect: int = 0, workdir: str = "sweep") -> str:
+def run(
+    tmp_path: Path,
+    *argv: str,
+    expect: int = 0,
+    workdir: str = "sweep",
+    given: Sequence[str] = (f"--config={RECIPE}",),
+) -> str:
     """Runs a sweep of the fake main to its end; returns what it printed."""
-    return end(start(tmp_path, *argv, workdir=workdir), expect)
+    return end(start(tmp_path, *argv, workdir=workdir, given=given), expect)
 
 
 def end(process: subprocess.Popen[str], expect: int) -> str:
@@ -83,6 +95,19 @@ def is_alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+def processes_of(sweep: Path) -> list[int]:
+    """Processes whose command line names a workdir in the folder of a sweep."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes()
+        except OSError:  # it has ended meanwhile
+            continue
+        if f"--workdir={sweep}/".encode() in words and is_alive(int(path.parent.name)):
+            found.append(int(path.parent.name))
+    return found
 
 
 def trials(sweep: Path) -> list[Path]:

@@ -11,6 +11,7 @@ import pytest
 
 from tests import cli
 from tests.launch.cloud import Cloud
+from vit_jax import config
 from vit_jax.errors import UserError
 from vit_jax.launch import accelerators, gke
 
@@ -317,3 +318,18 @@ def test_a_tool_that_is_missing_is_named(cluster: Cloud, monkeypatch, tmp_path: 
     assert "kubectl" not in os.listdir(tmp_path)
     with pytest.raises(UserError, match=r'no program "kubectl".*https://kubernetes.io'):
         gke.main(TPU)
+
+
+def test_a_run_that_has_begun_has_the_same_name(tmp_path: Path, capsys) -> None:
+    """By the recipe in its records, though --config is not given again."""
+    given = [f"--volume=claim:{tmp_path}", f"--workdir={tmp_path}", *GPU[2:]]
+    first = dry_run(capsys, f"--config={cli.EVERYTHING}", *given)["items"][-1]
+    stored = config.load(cli.EVERYTHING).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match="--name is needed: the records of"):
+        gke.main([*given, "--dry_run"])
+    (tmp_path / "runs.jsonl").write_text(json.dumps({"recipe": cli.EVERYTHING}) + "\n")
+    again = dry_run(capsys, *given)["items"][-1]
+    assert again["metadata"]["name"] == first["metadata"]["name"]
+    text = json.dumps(again)
+    assert f"--workdir={tmp_path}" in text and "--config=" not in text

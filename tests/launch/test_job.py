@@ -1,14 +1,16 @@
 """What the launchers share: the command line, and when to start again."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from tests import cli
-from vit_jax import errors
+from vit_jax import config, errors
 from vit_jax.launch import job
 
 GIVEN = ["--config=configs/quickstart.py", "--workdir=/runs/a b"]
@@ -38,6 +40,45 @@ def test_arguments_of_main_are_passed_on_in_their_order() -> None:
         *["python3", "-m", "vit_jax.main", *GIVEN, *keys, *alone],
         "--process_id=1",
     ]
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """The workdir of a run of configs/quickstart.py, as far as a launcher looks."""
+    stored = config.load("configs/quickstart.py", {"seed": 5}).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    lines = [{"note": "x"}, {"recipe": "configs/quickstart.py"}, {"recipe": "y"}]
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (tmp_path / "runs.jsonl").write_text(f"broken{text}{text}")
+    return tmp_path
+
+
+def test_a_run_that_has_begun_needs_no_config(begun: Path) -> None:
+    run, _ = parse(f"--workdir={begun}", "--config.seed=6")
+    recipe, workdir = "configs/quickstart.py", str(begun)
+    assert run == job.Job(recipe, workdir, ("--config.seed=6",), stored=True)
+    assert run.command("python3") == [
+        *["python3", "-m", "vit_jax.main", f"--workdir={begun}", "--config.seed=6"],
+    ]
+    with pytest.raises(errors.UserError, match='did you mean "seed"'):
+        parse(f"--workdir={begun}", "--config.sed=6")  # by the keys of its config
+
+
+def test_a_workdir_that_is_not_seen_here(
+    begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(errors.UserError, match=r"this machine sees no .*: a new run"):
+        parse(f"--workdir={begun}/other")
+
+    def refuse(path: epath.Path) -> bool:
+        raise RuntimeError(f"Could not resolve host\nwhen reading {path}")
+
+    monkeypatch.setattr(type(epath.Path("gs://b/run")), "exists", refuse)
+    expected = (
+        r"cannot read gs://b/run/config.json \(RuntimeError: Could not resolve host"
+    )
+    with pytest.raises(errors.UserError, match=expected):
+        parse("--workdir=gs://b/run")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,12 +27,17 @@ sys.exit(job.run_main(local.main))
 """
 
 
-def start(tmp_path: Path, *argv: str) -> subprocess.Popen[str]:
+def start(
+    tmp_path: Path,
+    *argv: str,
+    launcher: str = LAUNCHER,
+    given: Sequence[str] = (programs.RECIPE,),
+) -> subprocess.Popen[str]:
     """Starts the launcher on the fake main."""
     python = programs.install(tmp_path / "bin", "python", "main")
     workdir = f"--workdir={tmp_path / 'work dir'}"
     return subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER, python, programs.RECIPE, workdir, *argv],
+        [sys.executable, "-c", launcher, python, *given, workdir, *argv],
         cwd=cli.ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -40,8 +45,14 @@ def start(tmp_path: Path, *argv: str) -> subprocess.Popen[str]:
     )
 
 
-def run(tmp_path: Path, *argv: str, expect: int = 0) -> str:
-    process = start(tmp_path, *argv)
+def run(
+    tmp_path: Path,
+    *argv: str,
+    expect: int = 0,
+    launcher: str = LAUNCHER,
+    given: Sequence[str] = (programs.RECIPE,),
+) -> str:
+    process = start(tmp_path, *argv, launcher=launcher, given=given)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == expect, output
     return output
@@ -53,7 +64,7 @@ def workdir(tmp_path: Path) -> Path:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600  # of a busy machine
     while not condition():
         assert time.monotonic() < end, "it does not come"
         time.sleep(0.01)
@@ -117,6 +128,32 @@ def test_a_lost_process_is_a_restart(
     assert programs.steps(workdir) == list(range(1, programs.STEPS + 1))
     first, second = programs.starts(workdir)
     assert len(first) == len(second) == 3
+
+
+def test_one_that_was_killed_is_not_waited_for(tmp_path: Path, workdir: Path) -> None:
+    """The other cannot end by itself, as before the two have met; --grace is 60 s."""
+    programs.add_fault(workdir, 0, 4, "SIGKILL")
+    programs.add_fault(workdir, 1, 4, "SIGSTOP")
+    launcher = LAUNCHER.replace("sys.exit", "local._AFTER_A_CRASH = 0.4\nsys.exit")
+    began = time.monotonic()
+    output = run(tmp_path, "--processes=2", launcher=launcher)
+    assert time.monotonic() - began < 50
+    assert "launch: process 0: killed by SIGKILL" in output
+    assert "launch: process 1: still there after 0.4 s, killed" in output
+    assert "launch: code 0 (done), after 1 restarts" in output
+
+
+def test_a_run_goes_on_by_its_workdir(tmp_path: Path, workdir: Path) -> None:
+    """Without --config, which its processes do not get either."""
+    assert "this machine sees no" in run(tmp_path, "--processes=2", expect=2, given=())
+    workdir.mkdir()
+    (workdir / "config.json").write_text("{}")
+    output = run(tmp_path, "--processes=2", "--config.seed=1", given=())
+    assert "launch: code 0 (done)" in output
+    (processes,) = programs.starts(workdir)
+    for given in processes:
+        arguments = ["-m", "vit_jax.main", f"--workdir={workdir}", "--config.seed=1"]
+        assert given["argv"][1:5] == arguments
 
 
 def test_what_would_only_repeat_itself_ends_the_run(
@@ -183,6 +220,48 @@ def test_the_true_main_goes_on_after_it_was_killed(tmp_path: Path) -> None:
     assert "after 1 restarts" in output
     logged = [line["step"] for line in cli.metric_lines(tmp_path / "run")]
     assert logged == list(range(1, 61))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before they meet", "while they train"])
+def test_of_two_true_processes_one_is_killed(when: str, tmp_path: Path) -> None:
+    """The launcher names the death at once, and the other has ended 15 s later."""
+    args = [f"--config={cli.EVERYTHING}", f"--workdir={tmp_path}/run", "--processes=2"]
+    args += ["--config.total_steps=12", "--config.evals.test.split=test[:64]"]
+    killed, ended, lines = 0.0, 0.0, []
+    with subprocess.Popen(
+        [sys.executable, "-m", "vit_jax.launch.local", *args],
+        cwd=cli.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        wait_until(lambda: len(mains(process)) == 2)
+        if when == "while they train":
+            wait_until((tmp_path / "run" / "checkpoints" / "7").exists)
+        os.kill(mains(process)[1], signal.SIGKILL)
+        killed = time.monotonic()
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("launch: restart 1"):
+                ended = time.monotonic()
+    output = "".join(lines)
+    assert process.returncode == 0, output
+    assert "launch: process 1: killed by SIGKILL" in output
+    assert 0 < ended - killed < 30  # of a machine that is busy besides
+    logged = [line["step"] for line in cli.metric_lines(tmp_path / "run")]
+    assert logged == list(range(1, 13))
+
+
+def mains(launcher: subprocess.Popen[str]) -> list[int]:
+    """The processes of vit_jax.main that a launcher has started."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text()
+    return [
+        int(pid)
+        for pid in children.split()
+        if b"vit_jax.main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
 
 
 @pytest.fixture

@@ -33,9 +33,9 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, sweep: Path) -> None:
     sweeps.wait_until(lambda: running(sweep))
     process.kill()
     process.communicate()
+    # Those too that had not written a word yet.
+    sweeps.wait_until(lambda: not sweeps.processes_of(sweep))
     before = sweeps.witnesses(sweep)
-    children = [pid for lines in before.values() for pid in sweeps.pids(lines)]
-    sweeps.wait_until(lambda: not any(map(sweeps.is_alive, children)), seconds=20)
     finished = [n for n in before if (sweep / n / "checkpoints" / "12").exists()]
     begun = len(trials := sweeps.trials(sweep))
     assert 3 <= len(finished) < begun < 9, trials
@@ -61,6 +61,11 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, sweep: Path) -> None:
     assert "0 trials to run" in sweeps.run(tmp_path, *GRID)
     assert sweeps.witnesses(sweep) == after
     assert sweeps.read_csv(sweep / "sweep.csv") == rows
+    # And so it is by the workdir alone, which has the command.
+    assert "0 trials to run" in sweeps.run(tmp_path, given=())
+    assert sweeps.witnesses(sweep) == after
+    output = sweeps.run(tmp_path, "--grid=config.seed=7", given=(), expect=2)
+    assert "--grid asks for other trials than" in output
     # A larger grid runs what is new.
     larger = ("--grid=config.optim.learning_rate=1e-3", "--grid=config.seed=2,3")
     assert "1 trials to run" in sweeps.run(tmp_path, *larger)
@@ -72,6 +77,16 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, sweep: Path) -> None:
     assert f"9 more runs in {sweep} are not in the tables" in output
     assert not (sweep / "sweep_settings.csv").exists()
     assert len(sweeps.read_csv(sweep / "sweep.csv")) == 1
+
+
+def test_a_sweep_that_never_began_needs_a_config(tmp_path: Path) -> None:
+    from vit_jax.errors import UserError
+    from vit_jax.launch.sweep import main
+
+    with pytest.raises(UserError, match=r"this machine sees no .*sweep_command.json"):
+        main([f"--workdir={tmp_path}/sweep"])
+    with pytest.raises(UserError, match="--workdir are both needed"):
+        main([])
 
 
 def running(sweep: Path) -> bool:
@@ -352,6 +367,13 @@ def test_slurm_gets_an_array_of_what_is_left(tmp_path: Path, sweep: Path) -> Non
         (["--grid=config.seed=0,one"], "config.seed is"),
         (["--grid=config.seed=0", "--launcher=slrum"], 'did you mean "slurm"?'),
         (["--grid=config.seed=0", "--metric=tset/accuracy"], '"test/accuracy"?'),
+        (["--grid=config.seed=0", "--metric=test/acc"], "test/mean_class_accuracy"),
+        (["--grid=config.seed=0", "--metric=train/acc", "--dry_run"], "train/epoch"),
+        (["--grid=config.seed=0", "--metric=nothing", "--table"], "valid names: test/"),
+        (
+            ["--grid=config.evals.few.type=fewshot", "--metric=few/accuracy"],
+            '"test/accuracy"? The valid names: few/10shot, few/1shot',
+        ),
         (["--grid=config.seed=0", "--parallel=0"], "at least 1"),
         (["--grid=config.seed=0", "--evaluate_only"], "a sweep trains"),
         (["--grid=config.seed=0", "--launcher_args=--x"], "takes none"),

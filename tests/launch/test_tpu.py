@@ -15,7 +15,7 @@ import pytest
 from tests import cli, wheel
 from tests.launch.cloud import Cloud
 from vit_jax.errors import UserError
-from vit_jax.launch import tpu
+from vit_jax.launch import job, tpu
 
 WHERE = ["--name=run1", "--project=p", "--zone=z", "--poll=0.3"]
 SPOT = [*WHERE, "--accelerator_type=v5litepod-16", "--spot"]
@@ -57,6 +57,20 @@ def test_a_run_is_shipped_run_on_all_workers_and_cleaned_up(cloud, capfd):
     (create,) = [c for c in cloud["commands"] if c[3] == "create"]
     assert "--runtime-version=v2-alpha-tpuv5-lite" in create
     assert "--node-id=run1" in create and "--spot" in create
+
+
+def test_a_run_that_has_begun_in_a_bucket_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its workdir alone; new slices have nothing of what is on a disk here."""
+    monkeypatch.chdir(cli.ROOT)
+    monkeypatch.setattr(job, "recipe_of", lambda workdir: "")
+    monkeypatch.setattr(job.configs, "load", lambda recipe, overrides: None)
+    assert tpu.main([*SPOT, "--workdir=gs://b/run", "--dry_run"]) == 0
+    output = capsys.readouterr().out
+    assert "vit_jax.main --workdir=gs://b/run" in output and "--config=" not in output
+    with pytest.raises(UserError, match="is on a disk of the workers"):
+        tpu.main([*SPOT, f"--workdir={tmp_path}", "--dry_run"])
 
 
 def test_preempted_capacity_is_asked_for_again(cloud, capfd):

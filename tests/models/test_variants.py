@@ -70,6 +70,11 @@ def test_every_field_has_a_type_that_a_config_can_check():
     ("fields", "expected"),
     [
         ({"variant": "b/16"}, 'unknown size: did you mean "B/16"?'),
+        ({"variant": "ViT-B/16"}, 'such as "B/16": did you mean "B/16"?'),
+        ({"variant": "vit-b16"}, 'did you mean "B/16"?'),
+        ({"variant": "vit_b/16"}, 'did you mean "B/16"?'),
+        ({"variant": "vit_large_patch32_384"}, 'did you mean "L/32"?'),
+        ({"variant": "r50+b16"}, 'did you mean "R50+ViT-B/16"?'),
         ({"variant": "So400/14"}, 'did you mean "So400m/14"?'),
         ({"variant": "X/16"}, "unknown size: "),
         ({"variant": "B"}, 'not of the form SIZE/PATCH, such as "B/16"'),

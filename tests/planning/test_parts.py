@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import vit_jax.plan
 from tests import cli
 from vit_jax import compiler, config, models
 from vit_jax.errors import UserError
@@ -16,6 +17,7 @@ from vit_jax.planning import (
     data_shapes,
     figures,
     flops,
+    planner,
     search,
     topologies,
 )
@@ -293,6 +295,27 @@ def test_what_a_user_can_get_wrong(args: list[str], message: str) -> None:
     assert message in output
     assert output.count("error: ") == 1
     assert "Traceback" not in output
+
+
+def test_a_wider_head_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fall 2011's 21,843 classes on winter 2021's 19,167; with a plan for a report."""
+    monkeypatch.chdir(cli.ROOT)
+    monkeypatch.setattr(planner.Planner, "plan", lambda *_, **__: {"fits": True})
+    args = ["", "--config=configs/imagenet21k.py", "--topology=v5e:4x4", "--json"]
+    winter = "--config.data.name=imagenet21k_winter21"
+    for more, said in (
+        ([], False),
+        ([winter], True),
+        ([winter, "--config.model.num_classes=19167"], False),
+    ):
+        assert vit_jax.plan.main([*args, *more]) == 0
+        told = "the data has 19,167 classes, the head 21,843" in capsys.readouterr().err
+        assert told == said
+    narrower = "--config.model.num_classes=1000"
+    assert vit_jax.plan.main([*args, winter, narrower]) == 2
+    assert "but the data has 19167 classes" in capsys.readouterr().err
 
 
 def test_this_machine_is_planned_by_running() -> None:

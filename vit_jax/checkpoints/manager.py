@@ -8,25 +8,32 @@ is written, so a half-written one is never taken for a checkpoint. Its items:
   rest        optimiser state and counters
   position    JSON, see `Position`
   config      JSON, the config of the run: a checkpoint says by itself what it is
+  labels      JSON, the names of the classes, where the data has them
+
+Beside them stands MANIFEST.json, see `manifest`.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from vit_jax import distributed
-from vit_jax.checkpoints.disk import ToldOnce, check_space, space_needed
+from vit_jax import distributed, durable
+from vit_jax.checkpoints import manifest
+from vit_jax.checkpoints.disk import check_space, tell_once, writing
+from vit_jax.checkpoints.manifest import Damaged
+from vit_jax.checkpoints.matching import OtherModel
 from vit_jax.checkpoints.reading import (
-    BROKEN,
     Position,
     committed_steps,
+    examine,
     read_state,
     remove_uncommitted,
     write_position,
@@ -48,6 +55,7 @@ class Checkpoints:
         directory: epath.Path,
         config: dict[str, Any],
         stream: dict[str, Any],
+        label_names: Sequence[str] | None = None,
         *,
         every: int = 1000,
         keep: int = 2,
@@ -61,6 +69,7 @@ class Checkpoints:
           directory: made if missing.
           config: stored with each checkpoint.
           stream: see `Position`; a checkpoint of another one is refused.
+          label_names: of the classes, where they are known; stored likewise.
           every: steps between saves.
           keep: the newest so many are kept.
           keep_period: checkpoints of steps that this divides are kept for good.
@@ -79,12 +88,14 @@ class Checkpoints:
                 f"config.checkpoint: every {every}, keep {keep} and keep_period "
                 f"{keep_period} must be at least 1"
             )
-        logging.get_absl_handler().addFilter(ToldOnce())
+        tell_once()
         self.every, self.best, self.directory = every, best, directory
         self.position = Position(stream=stream)
         self._allow_changed_data = allow_changed_data
         self.notes: list[str] = []
-        self._config = config
+        self._config, self._label_names = config, label_names
+        self._saving = 0  # the step that is being written
+        self._other: OtherModel | None = None
         falls = (best or "").endswith(("loss", "error"))
         self._better = operator.lt if falls else operator.gt
         policies = ocp.checkpoint_managers
@@ -93,7 +104,7 @@ class Checkpoints:
             preserved.append(policies.EveryNSteps(keep_period))
         with distributed.agreed():
             if distributed.is_first():
-                directory.mkdir(parents=True, exist_ok=True)
+                _make(directory)
                 remove_uncommitted(directory)
         self._manager = ocp.CheckpointManager(
             directory,
@@ -102,6 +113,9 @@ class Checkpoints:
                 save_decision_policy=policies.FixedIntervalPolicy(1),  # we decide
                 create=False,
                 enable_background_delete=True,
+                async_options=ocp.options.AsyncOptions(
+                    post_finalization_callback=self._write_manifest
+                ),
             ),
         )
 
@@ -147,8 +161,9 @@ class Checkpoints:
         step = self.position.step
         if step in self._manager.all_steps():
             self.wait()
-            if distributed.is_first():
-                write_position(self.directory / str(step), self.position)
+            with writing(self.directory):
+                if distributed.is_first():
+                    write_position(self.directory / str(step), self.position)
             return
         check_space(self.directory, state)
         rest = state.replace(params=None, ema_params=None)  # type: ignore[attr-defined]
@@ -158,19 +173,41 @@ class Checkpoints:
             "position": ocp.args.JsonSave(dataclasses.asdict(self.position)),
             "config": ocp.args.JsonSave(self._config),
         }
+        if self._label_names is not None:
+            labels = {"names": list(self._label_names)}
+            items["labels"] = ocp.args.JsonSave(labels)
         if state.ema_params is not None:
             items["ema_params"] = ocp.args.StandardSave(state.ema_params)
-        with space_needed(self.directory):
-            self._manager.save(step, args=ocp.args.Composite(**items))
+        with writing(self.directory):
+            self._manager.wait_until_finished()  # it is of another step
+            self._saving = step
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(**items),
+                custom_metadata=manifest.EXPECTED,
+            )
+
+    def _write_manifest(self) -> None:
+        """Called by Orbax's thread, on the first process, when all files are written.
+
+        It gives the directory its name when this returns; object stores write under
+        the name itself.
+        """
+        step = self._saving
+        written = list(self.directory.glob(f"{step}.orbax-checkpoint-tmp*"))
+        directory = written[0] if written else self.directory / str(step)
+        manifest.write(directory, step)
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk under its final name.
 
         Raises:
-          UserError: if a save failed for want of space.
+          UserError: if a save failed since the disk cannot be written.
         """
-        with space_needed(self.directory):
+        with writing(self.directory):
             self._manager.wait_until_finished()
+            if distributed.is_first():
+                durable.sync(self.directory)  # the names of checkpoints
 
     def __enter__(self) -> Self:
         return self
@@ -210,51 +247,68 @@ class Checkpoints:
         found = distributed.gather(json.dumps(committed_steps(directory)[::-1]))[0]
         steps: list[int] = json.loads(found)
         for step in steps:
-            restored, trouble = self._try_read(directory / str(step), abstract)
-            troubles = [text for text in distributed.gather(trouble) if text]
-            if troubles or restored is None:
-                broken.append(f"step {step}: {troubles[0]}")
+            restored = self._try_read(directory / str(step), abstract)
+            if isinstance(restored, str):
+                broken.append(f"step {step}: {restored}")
                 if distributed.is_first():
                     logging.warning(
-                        "a checkpoint in %s cannot be read (%s): trying the one "
-                        "before it",
+                        "a checkpoint in %s is broken (%s): trying the one before it",
                         directory,
                         broken[-1],
                     )
                 continue
             state, self.position = restored
             if own:
-                self._put_aside(steps[: len(broken)])
+                self._put_aside(dict(zip(steps, broken, strict=False)))
             else:  # the best of that run is not in this workdir
                 self.position.best_step = self.position.best_value = None
             return state
-        if broken:
-            raise UserError(
-                f"no checkpoint in {directory} can be read:\n  "
-                + "\n  ".join(broken)
-                + "\nuse another --workdir to start from scratch"
-            )
+        with distributed.agreed():
+            if self._other is not None:
+                raise self._other
+            if broken:
+                raise UserError(
+                    f"no checkpoint in {directory} can be read:\n  "
+                    + "\n  ".join(broken)
+                    + "\nuse another --workdir to start from scratch"
+                )
         return None
 
     def _try_read(
         self, directory: epath.Path, abstract: TrainState
-    ) -> tuple[tuple[TrainState, Position] | None, str]:
-        """One checkpoint, or what is wrong with its files.
+    ) -> tuple[TrainState, Position] | str:
+        """One checkpoint, or what is wrong with it: the same on all processes.
 
         Raises:
           UserError: if it is whole, but of another model or other data.
         """
-        with distributed.agreed():
-            try:
-                state, position, self.notes = read_state(directory, abstract)
-                self._refuse_other_stream(directory, position)
-                return (state, position), ""
-            except UserError:
+        verified = False
+        with distributed.agreed(), _Noted() as trouble:
+            verified = examine(directory, part=distributed.part())
+        if found := _first(distributed.gather(trouble.text)):
+            return found
+        restored = None
+        with distributed.agreed(), _Noted() as trouble:
+            restored = self._read(directory, abstract, verified=verified)
+        if found := _first(distributed.gather(trouble.text)):
+            return found
+        assert restored is not None
+        return restored
+
+    def _read(
+        self, directory: epath.Path, abstract: TrainState, *, verified: bool
+    ) -> tuple[TrainState, Position]:
+        try:
+            state, position, notes = read_state(directory, abstract, verified=verified)
+        except OtherModel as error:
+            if verified:
                 raise
-            except BROKEN as error:
-                first_line = str(error).strip().split("\n")[0][:200]
-                return None, f"{type(error).__name__}: {first_line}"
-        raise AssertionError("unreachable: agreed() lets no error pass in silence")
+            # Its metadata may be what is damaged: the one before it can tell.
+            self._other = self._other or error
+            raise Damaged("it seems to be of another model or optimiser") from error
+        self.notes = notes
+        self._refuse_other_stream(directory, position)
+        return state, position
 
     def _refuse_other_stream(self, directory: epath.Path, position: Position) -> None:
         """Its next batch would not be the one after its last."""
@@ -283,16 +337,50 @@ class Checkpoints:
             "config.init_from, to start from these weights)"
         )
 
-    def _put_aside(self, steps: Sequence[int]) -> None:
-        with distributed.agreed():
-            for step in steps if distributed.is_first() else ():
-                aside = self.directory.parent / "broken_checkpoints"
-                aside.mkdir(parents=True, exist_ok=True)
+    def _put_aside(self, broken: Mapping[int, str]) -> None:
+        """Moves steps out of the way, with what is wrong with each."""
+        aside = self.directory.parent / "broken_checkpoints"
+        with distributed.agreed(), writing(aside):
+            for step, reason in broken.items() if distributed.is_first() else ():
+                _make(aside)
                 taken = [int(p.name.split(".")[1]) for p in aside.glob(f"{step}.*")]
-                number = max(taken, default=-1) + 1
-                (self.directory / str(step)).rename(aside / f"{step}.{number}")
-        if steps:
+                name = f"{step}.{max(taken, default=-1) + 1}"
+                (self.directory / str(step)).rename(aside / name)
+                durable.write(aside / f"{name}.txt", f"{reason}\n".encode())
+                logging.warning("put aside: %s", aside / name)
+        if broken:
             self._manager.reload()
+
+
+class _Noted(contextlib.AbstractContextManager["_Noted"]):
+    """Notes what is wrong with a checkpoint, and goes on behind the block."""
+
+    text = ""
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> bool:
+        if isinstance(error, Damaged):
+            self.text = str(error)
+        return isinstance(error, Damaged)
+
+
+def _first(troubles: Sequence[str]) -> str:
+    """The first that there is, of one process."""
+    return next((text for text in troubles if text), "")
+
+
+def _make(directory: epath.Path) -> None:
+    """Makes a directory.
+
+    Raises:
+      UserError: if it cannot be made, or something else has its name.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{directory} cannot be made ({error.strerror or error}): move away what "
+            "is there, or use another --workdir"
+        ) from error
 
 
 class _Best(ocp.checkpoint_managers.PreservationPolicy):

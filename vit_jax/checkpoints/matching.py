@@ -21,6 +21,11 @@ Shapes = dict[str, tuple[tuple[int, ...], str]]
 # The level that `optim.make` puts around the chain when parameters are frozen.
 _FREEZING = "/opt_state/trained/inner_state/"
 
+
+class OtherModel(UserError):
+    """A checkpoint has other arrays than a run needs."""
+
+
 ITEMS = ("params", "ema_params", "rest")
 
 
@@ -80,10 +85,14 @@ def refuse_differences(
     most: int = 20,
     advice: str = "use another --workdir, or the config that it was made with",
 ) -> None:
-    """Raises a UserError that lists how a checkpoint differs from this config."""
+    """Raises an error that lists how a checkpoint differs from this config.
+
+    Raises:
+      OtherModel: if it does.
+    """
     if differences := compare_shapes(stored, wanted):
         more = len(differences) - most
-        raise UserError(
+        raise OtherModel(
             f"{what} is of another {kind}:\n"
             + "\n".join(f"  {line}" for line in differences[:most])
             + (f"\n  ... and {more} more" if more > 0 else "")

@@ -1,8 +1,10 @@
 """Reading checkpoints: a whole state, the weights alone, or what shapes they have."""
 
+import contextlib
 import dataclasses
+import errno
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +15,9 @@ from absl import logging
 from etils import epath
 
 from vit_jax import workdirs
+from vit_jax.checkpoints import manifest
+from vit_jax.checkpoints.disk import tell_once
+from vit_jax.checkpoints.manifest import Damaged
 from vit_jax.checkpoints.matching import (
     ITEMS,
     Shapes,
@@ -27,9 +32,15 @@ from vit_jax.errors import UserError
 from vit_jax.sharding import path_name
 from vit_jax.state import Params, TrainState
 
-# What Orbax and TensorStore raise for files that are missing, cut short or garbled.
-# Other errors of the system (no permission, no network) say nothing of the files.
-BROKEN = (FileNotFoundError, ValueError, KeyError, TypeError)
+POSITION = "position/metadata"  # the file of Orbax's JSON items
+# Items of every checkpoint; `ema_params` is there with `config.ema` alone.
+_ALWAYS = ("params", "rest", "position", "config")
+UNVERIFIED = (
+    "{} was written before checkpoints had a manifest: its files cannot be verified"
+)
+# Errors of the system that are the files' own. Others (no permission, no network, no
+# memory) say nothing of them.
+_OF_FILES = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 
 
 @dataclasses.dataclass
@@ -51,12 +62,92 @@ class Position:
     best_value: float | None = None
 
 
+def examine(
+    directory: epath.Path,
+    *,
+    leave_out: Collection[str] = (),
+    part: tuple[int, int] = (0, 1),
+    tell: Callable[[int, int], None] | None = None,
+) -> bool:
+    """Looks whether a checkpoint is whole, before anything of it is used.
+
+    Args:
+      directory: of the checkpoint; its name is the step.
+      leave_out: items that will not be read.
+      part: (i, n) reads the i-th of n parts; see `manifest.verify`.
+      tell: called with the bytes read so far and in all.
+
+    Returns:
+      Whether its files are verified: not if it is older than manifests.
+
+    Raises:
+      Damaged: if it is not whole.
+      UserError: if it cannot be read for another reason.
+    """
+    verified = manifest.verify(directory, leave_out=leave_out, part=part, progress=tell)
+    if lacking := [item for item in _ALWAYS if not (directory / item).is_dir()]:
+        raise Damaged(f"{', '.join(lacking)}: missing")
+    read_position(directory)
+    return verified
+
+
+def read_position(directory: epath.Path) -> Position:
+    """The position that a checkpoint holds.
+
+    Raises:
+      Damaged: if it is none, or of another step than the directory.
+    """
+    with damages():
+        position = Position(**read_json(directory / "position"))
+    integers = (position.step, position.best_step or 0)
+    good = (
+        all(type(x) is int and 0 <= x < 2**31 for x in integers)
+        and isinstance(position.stream, dict)
+        and isinstance(position.pending, dict | None)
+        and isinstance(position.best_value, float | int | None)
+        and str(position.step) == directory.name
+    )
+    if not good:
+        raise Damaged(f"its position is not of step {directory.name}")
+    return position
+
+
+@contextlib.contextmanager
+def damages(*, verified: bool = False) -> Iterator[None]:
+    """Takes what fails within for damage of the files, unless they are verified.
+
+    Raises:
+      Damaged: instead of what Orbax raises for files that are missing or garbled.
+    """
+    tell_once()
+    try:
+        yield
+    except (UserError, Damaged):
+        raise
+    # Orbax and TensorStore raise many types for these, a bare Exception among them.
+    except Exception as error:
+        if verified or not _of_files(error):
+            raise
+        line = (str(error).strip().splitlines() or [""])[0][:200]
+        raise Damaged(f"{type(error).__name__}: {line}") from error
+
+
+def _of_files(error: Exception) -> bool:
+    """Whether an error of reading may be due to what the files hold."""
+    if isinstance(error, OSError):
+        return error.errno in (*_OF_FILES, None)
+    elsewhere = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "UNAUTHEN")
+    return not isinstance(error, MemoryError) and not any(
+        word in str(error) for word in elsewhere
+    )
+
+
 def committed_steps(directory: epath.Path) -> list[int]:
     """Steps of the checkpoints in a directory that are wholly written, sorted."""
     if not directory.is_dir():
         return []
     is_whole = ocp.path.step.is_path_finalized  # object stores have no atomic rename
-    names = (p for p in directory.iterdir() if p.name.isdigit())
+    names = (p for p in directory.iterdir() if p.name.isdigit() and p.is_dir())
     return sorted(int(p.name) for p in names if is_whole(p))
 
 
@@ -72,34 +163,44 @@ def remove_uncommitted(directory: epath.Path) -> None:
 
 
 def read_state(
-    directory: epath.Path, abstract: TrainState
+    directory: epath.Path, abstract: TrainState, *, verified: bool
 ) -> tuple[TrainState, Position, list[str]]:
     """One checkpoint, laid out as `abstract` says, and sentences for the user.
 
+    Args:
+      directory: of the checkpoint.
+      abstract: the state as this run has it.
+      verified: its files are as they were written: see `examine`.
+
     Raises:
       UserError: if it is of another model, or the optimiser lacks part of its state.
+      Damaged: if it cannot be read, or its parts are of several steps.
     """
-    stored = stored_shapes(directory)
-    notes = match_state(directory, stored, wanted_shapes(abstract))
-    rest = abstract.replace(params=None, ema_params=None)  # type: ignore[attr-defined]
-    params = read_item(directory / "params", abstract.params)
-    ema_params = None
-    if abstract.ema_params is not None:
-        ema_params = jax.tree.map(jnp.copy, params)
-        if only("ema_params", stored):
-            ema_params = read_item(directory / "ema_params", abstract.ema_params)
-    state = read_item(directory / "rest", rest).replace(
-        params=params, ema_params=ema_params
-    )
-    return state, Position(**read_json(directory / "position")), notes
+    with damages(verified=verified):
+        stored = stored_shapes(directory)
+        notes = match_state(directory, stored, wanted_shapes(abstract))
+        rest = abstract.replace(params=None, ema_params=None)  # type: ignore[attr-defined]
+        params = read_item(directory / "params", abstract.params)
+        ema_params = None
+        if abstract.ema_params is not None:
+            ema_params = jax.tree.map(jnp.copy, params)
+            if only("ema_params", stored):
+                ema_params = read_item(directory / "ema_params", abstract.ema_params)
+        state = read_item(directory / "rest", rest).replace(
+            params=params, ema_params=ema_params
+        )
+        position = read_position(directory)
+    if (step := int(jax.device_get(state.step))) != position.step:
+        raise Damaged(f"its state is of step {step}")
+    if not verified:
+        notes.append(UNVERIFIED.format(directory))
+    return state, position, notes
 
 
 def write_position(directory: epath.Path, position: Position) -> None:
     """Replaces the position of a checkpoint on disk, by one rename."""
-    path = directory / "position" / "metadata"  # the file of Orbax's JSON items
-    temporary = path.with_name("metadata.tmp")
-    temporary.write_text(json.dumps(dataclasses.asdict(position)))
-    temporary.replace(path)
+    data = json.dumps(dataclasses.asdict(position)).encode()
+    manifest.replace(directory, POSITION, data)
 
 
 def read_item(directory: epath.Path, abstract: Any) -> Any:
@@ -148,38 +249,38 @@ def stored_shapes(directory: epath.Path) -> Shapes:
     return shapes
 
 
-def read_params(
-    path: epath.Path, abstract: Params, *, step: int | None = None
-) -> Params:
-    """The weights of a run: the averaged ones if it has them, of its best step.
+def read_params(directory: epath.Path, abstract: Params) -> Params:
+    """The weights of a checkpoint: the averaged ones if it has them.
 
     Args:
-      path: a workdir, or one of the directories in its `checkpoints/`.
+      directory: from `choose`, which verifies it.
       abstract: the parameters as this model lays them out.
-      step: another step than the best, or else newest.
 
     Raises:
-      UserError: if there is none, or the parameters are of another model.
+      UserError: if they cannot be read, or are of another model.
     """
-    directory = choose(path, step)
+    with _told(directory):
+        item = "ema_params" if (directory / "ema_params").exists() else "params"
+        stored = only(item, stored_shapes(directory))
+        refuse_differences(directory, stored, shapes_of(item, abstract))
+        logging.info("weights: %s of %s", item, directory)
+        return read_item(directory / item, abstract)
+
+
+@contextlib.contextmanager
+def _told(where: epath.Path) -> Iterator[None]:
+    """What is met within of damage becomes an error for the user.
+
+    It is met in checkpoints that are older than manifests; others are verified before.
+    """
     try:
-        return _read_params(directory, abstract)
-    except UserError:
-        raise
-    except BROKEN as error:
+        with damages():
+            yield
+    except Damaged as error:
         raise UserError(
-            f"{directory} cannot be read ({type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0][:200]}): name another checkpoint, "
-            f"such as {directory.parent / 'STEP'}"
+            f"{where} cannot be read ({error}): name another checkpoint, such as "
+            "WORKDIR/checkpoints/STEP"
         ) from error
-
-
-def _read_params(directory: epath.Path, abstract: Params) -> Params:
-    item = "ema_params" if (directory / "ema_params").exists() else "params"
-    stored, wanted = only(item, stored_shapes(directory)), shapes_of(item, abstract)
-    refuse_differences(directory, stored, wanted)
-    logging.info("weights: %s of %s", item, directory)
-    return read_item(directory / item, abstract)
 
 
 def read_config(directory: epath.Path) -> dict[str, Any]:
@@ -188,43 +289,56 @@ def read_config(directory: epath.Path) -> dict[str, Any]:
     Raises:
       UserError: if it cannot be read.
     """
-    try:
-        return dict(read_json(directory / "config"))
-    except BROKEN as error:
-        raise UserError(
-            f"{directory}: its config cannot be read ({type(error).__name__}): name "
-            "another checkpoint"
-        ) from error
+    with _told(directory / "config"):
+        config = read_json(directory / "config")
+        if not all(isinstance(config[key], dict) for key in ("model", "data", "loss")):
+            raise Damaged("it is no config")
+        return dict(config)
 
 
-def read_label_names(workdir: epath.Path) -> tuple[str, ...] | None:
+def read_label_names(directory: epath.Path) -> tuple[str, ...] | None:
     """The names of the classes that a run learned, if it knew any.
 
+    Args:
+      directory: of one of its checkpoints. What labels.json of its workdir says is
+        taken, so that it may be edited; else what the checkpoint holds.
+
     Raises:
-      UserError: if the file that holds them is broken.
+      UserError: if neither can be read.
     """
-    path = workdir / workdirs.LABEL_NAMES
-    if not path.exists():
+    path = directory.parent.parent / workdirs.LABEL_NAMES
+    stored = directory / "labels"
+    if path.exists():
+        try:
+            return _as_names(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError) as error:
+            if not stored.exists():
+                raise UserError(
+                    f"{path} is no list of names: correct or remove it"
+                ) from error
+            logging.warning("%s is damaged: the names of %s are taken", path, directory)
+    if not stored.exists():
         return None
-    try:
-        names = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: correct or remove it") from error
+    with _told(stored):
+        return _as_names(read_json(stored)["names"])
+
+
+def _as_names(names: Any) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise UserError(f"{path} is no list of names: correct or remove it")
+        raise ValueError("no list of names")
     return tuple(names)
 
 
 def head_width(directory: epath.Path) -> int | None:
-    """The number of classes of the head in a checkpoint; None without one."""
-    shapes = stored_shapes(directory)
+    """The number of classes of the head in a checkpoint; None without one.
+
+    Raises:
+      UserError: if it is broken.
+    """
     path = "params/head/kernel"
+    with _told(directory):
+        shapes = stored_shapes(directory)
     return shapes[path][0][-1] if path in shapes else None
-
-
-def is_run(path: epath.Path) -> bool:
-    """Whether a path is a workdir of ours, or one of the checkpoints in it."""
-    return (path / "checkpoints").is_dir() or (path / "params").is_dir()
 
 
 def read_arrays(directory: epath.Path) -> dict[str, np.ndarray]:
@@ -235,35 +349,26 @@ def read_arrays(directory: epath.Path) -> dict[str, np.ndarray]:
     """
     item = directory / "ema_params"
     item = item if item.exists() else directory / "params"
-    handler = ocp.PyTreeCheckpointHandler()
-    try:
-        as_numpy = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-            handler.metadata(item).tree,
-        )
-        tree = handler.restore(item, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    except BROKEN as error:
-        raise UserError(
-            f"{item} cannot be read ({type(error).__name__}): name another checkpoint"
-        ) from error
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    with _told(item):
+        leaves = jax.tree_util.tree_leaves_with_path(_read_on_host(item))
     return {path_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def choose(path: epath.Path, step: int | None = None) -> epath.Path:
-    """The checkpoint that `read_params` takes; see its arguments."""
-    if path.name.isdigit() and (path / "params").exists():
-        return path
-    steps = committed_steps(path / "checkpoints")
-    if not steps or (step is not None and step not in steps):
-        found = ", ".join(map(str, steps)) or "no checkpoint"
-        wanted = "a workdir with checkpoints/STEP" if step is None else f"step {step}"
-        raise UserError(f"{path}: expected {wanted}, found {found}")
-    newest = path / "checkpoints" / str(steps[-1])
-    if step is None:
-        try:
-            best = read_json(newest / "position")["best_step"]
-        except BROKEN:  # reading its weights will say so, or find them whole
-            best = None
-        step = best if best in steps else steps[-1]
-    return path / "checkpoints" / str(step)
+def read_everything(directory: epath.Path) -> None:
+    """Reads all arrays of a checkpoint, one item after the other.
+
+    Raises:
+      Damaged: if one cannot be read.
+    """
+    with damages():
+        for item in ITEMS:
+            if (directory / item).exists():
+                _read_on_host(directory / item)
+
+
+def _read_on_host(item: epath.Path) -> Any:
+    handler = ocp.PyTreeCheckpointHandler()
+    as_numpy = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(item).tree
+    )
+    return handler.restore(item, args=ocp.args.PyTreeRestore(restore_args=as_numpy))

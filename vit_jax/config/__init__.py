@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax.config import hints, overrides, reading
+from vit_jax.config import hints, overrides, reading, results
 from vit_jax.config.reading import module as recipe_module
 from vit_jax.config.schema import Key, Plain, has_own_names, join, owners, schema
 from vit_jax.config.values import (
@@ -17,7 +17,16 @@ from vit_jax.config.values import (
 )
 from vit_jax.errors import UserError
 
-__all__ = ["Key", "complete", "load", "owners", "pairs", "recipe_module", "schema"]
+__all__ = [
+    "Key",
+    "complete",
+    "load",
+    "owners",
+    "pairs",
+    "recipe_module",
+    "results",
+    "schema",
+]
 
 
 def load(

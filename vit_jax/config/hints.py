@@ -17,6 +17,7 @@ ALIASES = {
     "beta2": "b2",
     "bs": "batch_size",
     "ckpt": "init_from",
+    "class_weight": "class_weights",
     "clip": "clip_norm",
     "clip_grad": "clip_norm",
     "dim": "width",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -65,7 +66,7 @@ def _stored(recipe: str) -> epath.Path | None:
     if not os.path.isdir(directory):
         return None
     path = epath.Path(directory) / STORED
-    if not path.is_file():
+    if not path.is_file() and not (path.parent / "checkpoints").is_dir():
         raise UserError(
             f"--config={recipe}: a directory, and there is no file {STORED} in it; "
             "expected a recipe, PATH.py or PATH.py:ARG, or the workdir of a run"
@@ -74,20 +75,27 @@ def _stored(recipe: str) -> epath.Path | None:
 
 
 def read_stored(path: epath.Path) -> Plain:
-    """The config.json that a run has written.
+    """The config.json that a run has written; if it is not whole, that of a checkpoint.
 
     Raises:
-      UserError: if it is not whole.
+      UserError: if none is whole.
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict):
+            raise ValueError("expected one JSON object")
     except (OSError, ValueError, RecursionError) as error:
+        from vit_jax import checkpoints  # slow to import
+
+        if (found := checkpoints.newest_config(path.parent)) is not None:
+            logging.warning(
+                "%s cannot be read: the config of %s is used", path, found[1]
+            )
+            return found[0]
         raise UserError(
             f"--config={path} cannot be read ({type(error).__name__}: {error}): name "
             "the recipe that the run was started with"
         ) from error
-    if not isinstance(stored, dict):
-        raise UserError(f"--config={path}: expected one JSON object, the {STORED}")
     return stored
 
 

@@ -12,6 +12,7 @@ from ml_collections import config_dict
 from vit_jax.errors import UserError, did_you_mean
 
 _SCALARS = (int, float, bool, str, types.NoneType)
+_NUMBERS = (int, float)
 _LARGEST_INT = 2**63  # what fits into 64 bits, as NumPy, JAX and JSON readers have them
 _SHOWN = 60  # characters of a value in a message
 # What `ast.literal_eval` raises for text that is no value, or is nested too deeply.
@@ -27,13 +28,17 @@ def parse(text: str, type_: Any) -> Any:
     ((14, 16), False, '7')
     >>> parse("q,k", tuple[Literal["q", "k"], ...] | None)
     ('q', 'k')
+    >>> parse("1,2", Literal["a"] | tuple[float, ...]), parse("a", Literal["a"] | int)
+    ((1.0, 2.0), 'a')
     """
     allowed = members(type_)
     if type(None) in allowed and text.lower() in ("none", "null", ""):
         return None
     if bool in allowed and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if any(t is str or typing.get_origin(t) is Literal for t in allowed):
+    others = [t for t in allowed if not literal_names(t) and t is not type(None)]
+    names = [name for t in allowed for name in literal_names(t)]
+    if str in others or not others or text in names:
         return text
     try:
         with warnings.catch_warnings(action="ignore"):  # of odd but valid Python
@@ -56,7 +61,10 @@ def coerce(where: str, value: Any, type_: Any) -> Any:
     shown = show(value)
     names = [n for t in members(type_) for n in literal_names(t)]
     if names and isinstance(value, str):
-        raise UserError(f"config.{where} is {shown}; {did_you_mean(value, names)}")
+        hint = did_you_mean(value, names)
+        if "valid names" in hint and any(t in _NUMBERS for t in _leaves(type_)):
+            hint = f"it should be {describe(type_)}"
+        raise UserError(f"config.{where} is {shown}; {hint}")
     kind = type(value).__name__
     raise UserError(
         f"config.{where} is {shown} ({kind}): it should be {describe(type_)}"
@@ -126,6 +134,14 @@ def members(type_: Any) -> tuple[Any, ...]:
     return typing.get_args(type_) if union else (type_,)
 
 
+def _leaves(type_: Any) -> tuple[Any, ...]:
+    """The types that a type is made of."""
+    args = [a for a in typing.get_args(type_) if a is not Ellipsis]
+    if not args or literal_names(type_):
+        return (type_,)
+    return tuple(leaf for a in args for leaf in _leaves(a))
+
+
 def literal_names(type_: Any) -> tuple[str, ...]:
     """The values of a `Literal`, else none."""
     return typing.get_args(type_) if typing.get_origin(type_) is Literal else ()
@@ -178,6 +194,9 @@ def describe(type_: Any) -> str:
 
 def placeholder(type_: Any) -> Any:
     """A typed empty value, so that a locked ConfigDict still knows its type."""
-    concrete = next(t for t in members(type_) if t is not type(None))
-    origin = typing.get_origin(concrete)
-    return config_dict.placeholder(str if origin is Literal else origin or concrete)
+    origins = {
+        str if literal_names(t) else typing.get_origin(t) or t
+        for t in members(type_)
+        if t is not type(None)
+    }
+    return config_dict.placeholder(origins.pop() if len(origins) == 1 else object)

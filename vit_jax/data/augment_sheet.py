@@ -93,11 +93,10 @@ def mixing_rows(image: np.ndarray, seed: int) -> list[Row]:
     import jax
     import jax.numpy as jnp
 
-    from vit_jax import host_memory
+    from vit_jax import devices
     from vit_jax.mixing import Mixing
 
-    host_memory.leave_libtpu_alone()
-
+    devices.find()
     pair = jnp.stack([255 - image[::-1], image])
     rows = []
     for name, mix in (
@@ -159,6 +158,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse(argv)
     if args.image is None:
         raise errors.UserError(f"IMAGE, a picture, is needed:\n\n{__doc__}")
+    if not 0 <= args.seed < 2**63:
+        raise errors.UserError(f"--seed={args.seed}: expected 0 or more, below 2**63.")
     return args
 
 

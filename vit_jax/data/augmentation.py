@@ -29,6 +29,7 @@ ErasingMode = Literal["pixel", "color", "const"]
 _RANDAUGMENTS = ("randaugment", "randaugment_tf")
 _MAGNITUDES = {"randaugment": 9, "randaugment_tf": 10}
 _NUM_LAYERS = 2
+_MOST_LAYERS = 100  # more take seconds an image
 _BLACK, _GREY = (0, 0, 0), (128, 128, 128)
 _THREE_AUGMENT_JITTER = (0.3, 0.3, 0.3, 0.0)
 _OFF = (0.0, 0.0, 0.0, 0.0)
@@ -92,7 +93,7 @@ class Augmentation:
         num_layers, magnitude = self._layers
         jitter, fill = self._jitter, self._fill
         for key, fits, expected in (
-            ("num_layers", num_layers >= 1, "1 or more"),
+            ("num_layers", 1 <= num_layers <= _MOST_LAYERS, f"1 to {_MOST_LAYERS}"),
             (
                 "magnitude",
                 0 <= magnitude <= policies.MAX_MAGNITUDE,

@@ -219,19 +219,26 @@ def check_manifest(folder: str, *, verify: bool) -> Iterator[str]:
         if verify:
             yield f"{folder} has no checksums: vit_jax.data.prepare did not write it"
         return
-    with open(path, encoding="utf-8") as file:
-        manifest = json.load(file)
-    with open(os.path.join(folder, "duplicates.jsonl"), encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file]
-    dropped = bool(manifest["dropped"])
-    for line in reports.summary_of_duplicates(lines, dropped=dropped):
+    try:
+        with open(path, encoding="utf-8") as file:
+            manifest = json.load(file)
+        with open(os.path.join(folder, "duplicates.jsonl"), encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file]
+        dropped, digests = bool(manifest["dropped"]), dict(manifest["sha256"])
+        said = reports.summary_of_duplicates(lines, dropped=dropped)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        yield (
+            f"{folder}: what vit_jax.data.prepare says of it cannot be read "
+            f"({type(error).__name__}: {error}): prepare or copy the dataset again"
+        )
+        return
+    for line in said:
         if lines and not dropped:
             yield f"{folder}: {line}"
         else:
             print(f"{folder}: {line}")
     if not verify:
         return
-    digests = manifest["sha256"]
     with progress.of_items(len(digests), "Checksums", "files") as done:
         for name, digest in digests.items():
             file = os.path.join(folder, name)

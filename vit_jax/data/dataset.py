@@ -177,9 +177,10 @@ class Dataset:
                 f"has {num_classes}; set config.model.num_classes={known}."
             )
         if known is not None and known > num_classes:
+            other = "" if train else ", or evaluate on data of the head's classes"
             raise UserError(
                 f"{self.source.name} has {known} classes, the model's head only "
-                f"{num_classes}; set config.model.num_classes={known}."
+                f"{num_classes}; set config.model.num_classes={known}{other}."
             )
         self._check_labels(num_classes)
         rows = np.arange(min(batch_size, self.num_examples, _LABELS_CHECKED))

@@ -5,7 +5,7 @@ it is when other classes change, and changes little when images come or go.
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +53,22 @@ def place(name: str, existing: Collection[str], share: float) -> Place | None:
     if share and what in _TESTS and training is not None:
         return Place(training, True)
     return None
+
+
+def check_distinct(places: Mapping[str, Place | None], where: str) -> None:
+    """Refuses splits of which two are the same records.
+
+    Args:
+        places: of the splits that are asked for together.
+        where: they are, for messages.
+    """
+    names: dict[Place, str] = {}
+    for name, place in places.items():
+        if place is not None and names.setdefault(place, name) != name:
+            raise UserError(
+                f'config.data.split: "{names[place]}" and "{name}" are the same images '
+                f"of {where}, and each would be there twice: ask for one of them"
+            )
 
 
 def note(where: str, name: str, place: Place) -> list[str]:

@@ -3,7 +3,7 @@
 import abc
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from vit_jax import bad_examples, class_names, distributed, sharding, steps
 from vit_jax import data as datasets
-from vit_jax.checkpoints import adapt
+from vit_jax.checkpoints import position_embeddings
 from vit_jax.data import sections
 from vit_jax.errors import UserError
 from vit_jax.program import Program
@@ -114,6 +114,25 @@ class Evaluator(abc.ABC):
     def result_names(self) -> list[str]:
         """The names of the scalars that `run` returns, once `check` has been called."""
 
+    @classmethod
+    @abc.abstractmethod
+    def possible_results(
+        cls,
+        entry: Mapping[str, Any],
+        *,
+        num_classes: int | None,
+        loss: str,
+        skips: bool,
+    ) -> list[str]:
+        """Names of scalars, without NAME/, that an entry may have; opens no data.
+
+        Args:
+          entry: of `config.evals`, complete.
+          num_classes: of the head, None if the data will say.
+          loss: `config.loss.name`.
+          skips: whether bad examples of its data are left out.
+        """
+
     @abc.abstractmethod
     def run(self, params: Params, check: Callable[[], None]) -> Result:
         """Evaluates.
@@ -138,7 +157,9 @@ def apply_at_any_size(program: Program) -> Callable[..., Any]:
     def apply(variables: Any, images: jax.Array, **keywords: Any) -> Any:
         size = images.shape[1], images.shape[2]
         if size != trained:
-            params = adapt.at_size(variables["params"], program.model, trained, size)
+            params = position_embeddings.at_size(
+                variables["params"], program.model, trained, size
+            )
             variables = {**variables, "params": params}
         return program.model.apply(variables, images, **keywords)
 
@@ -265,8 +286,14 @@ class Examples:
           num_classes: of the head that the labels must fit; None if they need not.
 
         Raises:
-          UserError: an image does not decode, or a label is out of range.
+          UserError: an image does not decode, a label is out of range, or there is
+            no head.
         """
+        if num_classes == 0:
+            raise UserError(
+                f"{self._where}: the weights have no head, so they know no classes; "
+                "evaluate their features: type=knn, fewshot or linear_probe"
+            )
         self._num_classes = num_classes
         if num_classes is None:
             known = self.dataset.num_classes

@@ -1,7 +1,7 @@
 """Accuracy, loss and calibration over a split; every example counts exactly once."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -121,6 +121,23 @@ class Classification(Evaluator):
         if self._multi_label:
             names = multilabel.scalar_names(rank=self._rank)
         return [f"{self.name}/{what}" for what in names]
+
+    @classmethod
+    def possible_results(
+        cls,
+        entry: Mapping[str, Any],
+        *,
+        num_classes: int | None,
+        loss: str,
+        skips: bool,
+    ) -> list[str]:
+        classes = entry["classes"]
+        k = num_classes if classes is None else len(classes)
+        names = scores.scalar_names(scores.TOP + 1 if k is None else k)
+        if loss == "sigmoid_xent":  # of data with several labels an image
+            several = multilabel.scalar_names(rank=True)
+            names += [name for name in several if name not in names]
+        return [*names, "bad_examples"] if skips else names
 
     def run(self, params: Params, check: Callable[[], None]) -> Result:
         dataset = self.examples.dataset

@@ -188,9 +188,19 @@ class Corruptions(Evaluator):
         self._step = steps.compile_eval_step(step, mesh, params, batch)
 
     def result_names(self) -> list[str]:
-        names = ["accuracy", "mean_error"]
-        names += ["mean_corruption_error"] if self._relative else []
-        return [f"{self.name}/{what}" for what in [*names, "examples"]]
+        return [f"{self.name}/{what}" for what in _names(relative=self._relative)]
+
+    @classmethod
+    def possible_results(
+        cls,
+        entry: Mapping[str, Any],
+        *,
+        num_classes: int | None,
+        loss: str,
+        skips: bool,
+    ) -> list[str]:
+        del num_classes, loss, skips
+        return _names(relative=entry["relative_to_alexnet"])
 
     def run(self, params: Params, check: Callable[[], None]) -> Result:
         errors, examples = {}, 0
@@ -228,6 +238,12 @@ class Corruptions(Evaluator):
             totals.add(jax.device_get(dict(rows)))
         totals.check(self._where)
         return totals
+
+
+def _names(*, relative: bool) -> list[str]:
+    names = ["accuracy", "mean_error"]
+    names += ["mean_corruption_error"] if relative else []
+    return [*names, "examples"]
 
 
 def fill_in(

@@ -16,7 +16,7 @@ regression takes 12 CPU-seconds, so an accelerator would gain little, and TPUs h
 float64, which small values of l2 need.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,6 +116,18 @@ class FewShot(OnFeatures):
 
     def result_names(self) -> list[str]:
         return [f"{self.name}/{k}shot" for k in self.shots]
+
+    @classmethod
+    def possible_results(
+        cls,
+        entry: Mapping[str, Any],
+        *,
+        num_classes: int | None,
+        loss: str,
+        skips: bool,
+    ) -> list[str]:
+        del num_classes, loss, skips
+        return [f"{k}shot" for k in entry["shots"]]
 
     def run(self, params: Params, check: Callable[[], None]) -> Result:
         train, test, classes = self.represent(params, check)

@@ -11,7 +11,7 @@ and of classes with equal votes the lower.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -117,6 +117,18 @@ class KNN(OnFeatures):
     def result_names(self) -> list[str]:
         names = ("accuracy", "top5_accuracy") if self._top5 else ("accuracy",)
         return [f"{self.name}/{what}" for what in names]
+
+    @classmethod
+    def possible_results(
+        cls,
+        entry: Mapping[str, Any],
+        *,
+        num_classes: int | None,
+        loss: str,
+        skips: bool,
+    ) -> list[str]:
+        del entry, num_classes, loss, skips
+        return ["accuracy", "top5_accuracy"]
 
     def run(self, params: Params, check: Callable[[], None]) -> Result:
         train, test, classes = self.represent(params, check)

@@ -1,6 +1,7 @@
 """The published sizes of the models, by names such as "B/16"."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from vit_jax.errors import UserError, did_you_mean
@@ -106,15 +107,14 @@ def expand(variant: str, name: str = "vit") -> dict[str, Any]:
     if match is None or (match[1] and name != "vit"):
         raise UserError(
             f'model.variant="{variant}" is not of the form SIZE/PATCH, such as "B/16": '
-            + did_you_mean(variant, published)
+            + _nearest(variant, published)
         )
     resnet, size, patch = match.groups()
     sizes = SIZES if name == "vit" else MIXER_SIZES
     if size not in sizes:
-        near = [known for known in sizes if known.lower() == size.lower()] or sizes
         raise UserError(
             f'model.variant="{variant}" has an unknown size: '
-            + did_you_mean(variant, [f"{known}/{patch}" for known in near])
+            + _nearest(variant, [f"{known}/{patch}" for known in sizes])
         )
     keys = _KEYS if name == "vit" else ("width", "depth", "tokens_mlp_dim", "mlp_dim")
     fields = dict(zip(keys, sizes[size], strict=True))
@@ -128,6 +128,29 @@ def expand(variant: str, name: str = "vit") -> dict[str, Any]:
         )
     stages, on_top = HYBRIDS[resnet, int(patch)]
     return fields | {"resnet": stages, "patch_size": on_top}
+
+
+def _nearest(given: str, valid: Iterable[str]) -> str:
+    """The end of a sentence: the variant that another library's name stands for.
+
+    >>> _nearest("vit_base_patch16_224", ("R50+ViT-B/16", "B/16", "B/32"))
+    'did you mean "B/16"?'
+    """
+    valid = list(valid)
+    same = [name for name in valid if _plain(name) == _plain(given)]
+    return f'did you mean "{same[0]}"?' if same else did_you_mean(given, valid)
+
+
+def _plain(variant: str) -> str:
+    """Size and patch, however they are written.
+
+    >>> _plain("ViT-B/16"), _plain("vit_tiny_patch16_224"), _plain("R50+ViT-B/16")
+    ('b16', 'ti16', 'r50b16')
+    """
+    name = re.sub(r"vit|patch|[-_]\d{3,}$", "", variant.lower())
+    name = re.sub(r"[^a-z0-9]", "", name)
+    words = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h"}
+    return re.sub("|".join(words), lambda word: words[word[0]], name)
 
 
 def _expand_resnet(variant: str) -> dict[str, Any]:

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from vit_jax.data.shapes import DataShape
 from vit_jax.errors import UserError
 from vit_jax.planning import collectives, memory, step_time, topologies
-from vit_jax.planning.data_shapes import DataShape
 from vit_jax.planning.hlo import Module
 from vit_jax.planning.topologies import Topology
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import host_memory, state
+from vit_jax import devices, host_memory, state
 from vit_jax.planning import figures, flops
 from vit_jax.planning.planner import Shape
 from vit_jax.program import Program
@@ -30,10 +30,16 @@ def measure(
     Raises:
       UserError: if the config cannot work on them.
     """
+    with devices.enough_memory(devices.advice_on_training(config)):
+        return _measured(config, shape, price)
+
+
+def _measured(
+    config: dict[str, Any], shape: Shape, price: float | None
+) -> dict[str, Any]:
     host_memory.keep_freed_memory()
-    host_memory.leave_libtpu_alone()
-    devices = jax.devices()
-    program = Program(shape.data, devices, **shape.program(config))
+    found = devices.find()
+    program = Program(shape.data, found, **shape.program(config))
     traced = program.trace_train_step()
     compiled = program.compile_train_step()
     analysis = compiled.memory_analysis()
@@ -50,11 +56,11 @@ def measure(
     model_flops = flops.model_flops(
         program.model, shape.data.image_shape, program.batch_size
     )
-    rate = matmul_rate(program.model.dtype) * len(devices)
+    rate = matmul_rate(program.model.dtype) * len(found)
     hours = step * shape.total_steps / 3600
     return {
         "topology": "local",
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "devices": f"{len(found)} x {found[0].device_kind}",
         "layout": str(program.layout),
         "batch_size": program.batch_size,
         "total_steps": shape.total_steps,
@@ -71,7 +77,7 @@ def measure(
         "images_per_second": program.batch_size / step,
         "share_of_matmul_rate": model_flops / step / rate,
         "days": hours / 24,
-        "price": None if price is None else hours * len(devices) * price,
+        "price": None if price is None else hours * len(found) * price,
         "not_modelled": [*NOT_MODELLED, *figures.of_teacher(config)],
     }
 

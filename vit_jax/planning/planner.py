@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vit_jax.data.shapes import DataShape
 from vit_jax.errors import UserError
 from vit_jax.planning import compilation, data_shapes, figures, search
 from vit_jax.planning.topologies import Topology
@@ -21,7 +22,7 @@ class Shape:
       total_steps: of the run.
     """
 
-    data: data_shapes.DataShape
+    data: DataShape
     num_classes: int
     total_steps: int
 
@@ -51,6 +52,9 @@ class Shape:
     def program(self, config: dict[str, Any]) -> dict[str, Any]:
         """The keyword arguments of `vit_jax.program.Program`."""
         chosen = {key: config[key] for key in compilation.PROGRAM_KEYS}
+        if config["loss"]["class_weights"] == "balanced":  # any numbers cost the same
+            ones = (1.0,) * self.num_classes
+            chosen["loss"] = {**config["loss"], "class_weights": ones}
         return {
             **chosen,
             "total_steps": self.total_steps,

@@ -21,9 +21,9 @@ from typing import Any
 import jax
 
 from vit_jax import compiler, sharding, steps
+from vit_jax.data.shapes import DataShape
 from vit_jax.errors import UserError
 from vit_jax.planning import flops, topologies
-from vit_jax.planning.data_shapes import DataShape
 from vit_jax.program import Program
 
 

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 
 from vit_jax import models
-from vit_jax.checkpoints.adapt import with_table
 from vit_jax.checkpoints.formats import (
     huggingface,
+    huggingface_config,
     metadata,
     processors,
     published,
@@ -27,7 +27,9 @@ from vit_jax.checkpoints.formats import (
 )
 from vit_jax.checkpoints.formats.containers import write_safetensors
 from vit_jax.checkpoints.formats.layouts import Entry
-from vit_jax.checkpoints.formats.opened import Opened, open_checkpoint, shapes_of
+from vit_jax.checkpoints.formats.opened import Opened, shapes_of
+from vit_jax.checkpoints.formats.opening import open_checkpoint
+from vit_jax.checkpoints.position_embeddings import with_table
 from vit_jax.errors import UserError
 from vit_jax.preprocessing import Preprocessing
 
@@ -135,7 +137,7 @@ def write_checkpoint(
             )
             (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         elif to == "huggingface":
-            config = huggingface.config(fields, image_size, label_names, loss)
+            config = huggingface_config.config(fields, image_size, label_names, loss)
             (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             processor, _ = processors.to_transformers(preprocessing)
             text = json.dumps(processor, indent=2) + "\n"
@@ -240,7 +242,7 @@ def entries_of(
     if to == "timm":
         found = timm.entries(dict(fields), {})
     elif to == "huggingface":
-        kind = huggingface.model_type(dict(fields))
+        kind = huggingface_config.model_type(dict(fields))
         if kind is None:
             raise UserError(
                 "no model of Hugging Face says what this one computes: they have no "

@@ -22,6 +22,7 @@ from vit_jax.data.decode import is_image
 from vit_jax.data.prepare import csv_rows, labels, tables
 from vit_jax.data.prepare.items import Items, Labels, in_container
 from vit_jax.data.sources import layout
+from vit_jax.data.sources.layout import is_file, is_folder
 from vit_jax.errors import UserError
 
 _COMPRESSED: dict[str, Callable[..., Any]] = {
@@ -154,7 +155,7 @@ class Finder:
             for entry in sorted(entries, key=lambda e: e.name):
                 if not self._counts(entry.name):
                     continue
-                if not entry.is_file():
+                if not is_file(entry):
                     self.left_out[_kind_of(entry)] += 1
                     continue
                 names.append(entry.name)
@@ -291,7 +292,7 @@ def _of_folder(root: str, names: Sequence[str], label: str) -> Items:
 
 def _kind_of(entry: os.DirEntry[str]) -> str:
     """What something with the name of an image is that is no file."""
-    if entry.is_dir():
+    if is_folder(entry):
         return "folders with the name of an image"
     return layout.DEAD_LINK if entry.is_symlink() else layout.NO_FILE
 
@@ -305,7 +306,7 @@ def _given(split: str | None, path: str) -> str:
 def _file_names(path: str) -> list[str]:
     """The names of the files in a folder, sorted, without hidden ones."""
     with os.scandir(path) as entries:
-        return sorted(e.name for e in entries if e.name[0] != "." and not e.is_dir())
+        return sorted(e.name for e in entries if e.name[0] != "." and not is_folder(e))
 
 
 def _parquet_files(path: str) -> list[str]:

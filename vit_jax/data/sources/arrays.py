@@ -142,8 +142,9 @@ def open_arrays(
     holdout.check_effect(held_out, existing, name)
     loaded, notes = dict[str, Loaded](), list[str]()
     wanted = splits.split_names(split)
-    for wanted_name in wanted:
-        place = holdout.place(wanted_name, existing, held_out)
+    places = {n: holdout.place(n, existing, held_out) for n in wanted}
+    holdout.check_distinct(places, name)
+    for wanted_name, place in places.items():
         if place is None:
             continue
         part = load(place.split)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -107,6 +108,7 @@ def open_folder(
     wanted = splits.split_names(split)
     layout = layouts.find(data_dir, wanted)
     opener = _Opener(data_dir, layout, held_out or 0.0)
+    holdout.check_distinct({n: opener.place(n) for n in wanted}, opener.said)
     found = {n: images for n in wanted if (images := opener.images(n)) is not None}
     sizes = dict.fromkeys(opener.splits or ("train", "test"), 0)
     sizes |= {n: len(images.files) for n, images in found.items()}
@@ -164,7 +166,7 @@ class _Opener:
 
     def images(self, name: str) -> Images | None:
         """Those of a split; None if there is no such split."""
-        place = holdout.place(name, self.splits, self._held_out)
+        place = self.place(name)
         if place is None:
             return None
         self._note(*holdout.note(self.said, name, place))
@@ -177,6 +179,10 @@ class _Opener:
         held = holdout.choose(images.labels, images.names.tolist(), self._held_out)
         self._note(f"{self.said}: {holdout.describe(held, self._held_out)}")
         return images.take(np.flatnonzero(held == place.held))
+
+    def place(self, name: str) -> holdout.Place | None:
+        """Where the images of a split are."""
+        return holdout.place(name, self.splits, self._held_out)
 
     def advice(self, wanted: Sequence[str]) -> str:
         """What to do where a split is missing."""
@@ -235,6 +241,13 @@ class _Opener:
                 f"{printable(os.path.join(path, 'CLASS', 'IMAGE.jpg'))}."
             )
         bad = [n for n in names if not _is_utf8(n)]
+        encoding = sys.getfilesystemencoding()
+        if bad and encoding != "utf-8":
+            raise UserError(
+                f"{printable(path)} has class folders such as {named(bad[:1])}, and "
+                f"this process reads names as {encoding}: set LC_ALL=C.UTF-8 or "
+                "PYTHONUTF8=1 before it starts."
+            )
         if bad:
             raise UserError(
                 f"{printable(path)} has class folders whose names are not UTF-8: "

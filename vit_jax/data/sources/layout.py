@@ -20,7 +20,7 @@ _JUNK = ("__MACOSX", "@eaDir")
 _NAMED = 5  # at most so many folders are named in a message
 
 HIDDEN, NO_CLASS = "hidden", "in no class folder"
-DEAD_LINK, NO_FILE = "links to nothing", "pipes or devices"
+DEAD_LINK, NO_FILE = "links to no file", "pipes or devices"
 LINK_BACK = "links to a folder above"
 
 
@@ -100,20 +100,55 @@ def named(names: Sequence[str]) -> str:
 
 
 def printable(path: str) -> str:
-    """A path whose bytes may not be UTF-8, with these as backslashes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    r"""A path on one line: what is not UTF-8, or controls a terminal, as backslashes.
+
+    >>> printable("caf\udce9 \x1b[31m")
+    'caf\\xe9 \\x1b[31m'
+    """
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; a link in a circle is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file or a link to one; a link in a circle is none."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def folders(path: str) -> list[str]:
-    """The sorted names of the folders in a folder, links to folders too."""
+    """The sorted names of the folders in a folder, links to folders too.
+
+    But for links to a folder that they lie in: all of that is found without them.
+    """
     with _scan(path) as entries:
-        return sorted(e.name for e in entries if _counts(e.name) and e.is_dir())
+        found = [e for e in entries if _counts(e.name) and is_folder(e)]
+        return sorted(e.name for e in found if not _leads_back(e))
+
+
+def _leads_back(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a link to a folder that it lies in."""
+    if not entry.is_symlink():
+        return False
+    place, target = map(os.path.realpath, (os.path.dirname(entry.path), entry.path))
+    return os.path.commonpath((place, target)) == target
 
 
 def loose_images(path: str) -> int:
     """How many images lie in a folder of class folders, hence in no class."""
     with _scan(path) as entries:
-        return sum(is_image(e.name) and e.is_file() for e in entries)
+        return sum(is_image(e.name) and is_file(e) for e in entries)
 
 
 def images(path: str) -> tuple[list[str], Counter[str]]:
@@ -159,9 +194,9 @@ def _walk(
             name = os.path.join(inside, entry.name)
             if not _counts(entry.name):
                 yield name, HIDDEN
-            elif entry.is_dir():
+            elif is_folder(entry):
                 yield from _walk(root, name, above | {here})
-            elif not entry.is_file():
+            elif not is_file(entry):
                 yield name, DEAD_LINK if entry.is_symlink() else NO_FILE
             else:
                 yield name, None if is_image(entry.name) else _kind(entry.name)

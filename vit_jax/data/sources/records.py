@@ -221,7 +221,10 @@ def _index(shards: Sequence[Shard]) -> tuple[np.ndarray, np.ndarray]:
 def _index_shard(shard: Shard) -> np.ndarray:
     """int64 [2, n]: offset and length of each used record."""
     index, position = [], 0
-    file = os.open(shard.path, os.O_RDONLY)
+    try:
+        file = os.open(shard.path, os.O_RDONLY)
+    except OSError as e:
+        raise UserError(_unreadable(shard, e.strerror)) from e
     try:
         end = os.fstat(file).st_size
         while position < end and len(index) <= shard.size:

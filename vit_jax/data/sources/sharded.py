@@ -16,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from vit_jax.data import splits
+from vit_jax.data.sources.description import Label
 from vit_jax.data.sources.example import parse_example
 from vit_jax.data.sources.records import ArrayRecords, Shard, count_array_records
-from vit_jax.data.sources.tfds import Label, TfdsSource
+from vit_jax.data.sources.tfds import TfdsSource
 from vit_jax.errors import UserError
 
 _FILE = re.compile(

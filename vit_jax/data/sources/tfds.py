@@ -6,34 +6,25 @@ a tf.train.Example with encoded images.
 """
 
 import hashlib
-import json
 import os
 import re
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from vit_jax.data import catalog, decode, splits
 from vit_jax.data.crop import Crop, cut
+from vit_jax.data.sources import description
 from vit_jax.data.sources.arrays import labels_are_sets
 from vit_jax.data.sources.base import BUILT_IN
+from vit_jax.data.sources.description import Label
 from vit_jax.data.sources.example import Feature, parse_example
-from vit_jax.data.sources.records import ArrayRecords, Shard, TfRecords
-from vit_jax.data.splits import Range
+from vit_jax.data.sources.layout import is_folder
+from vit_jax.data.sources.records import ArrayRecords, TfRecords
 from vit_jax.errors import BadExample, UserError, did_you_mean
 
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>[\d.]+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-_DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _READERS = {"array_record": ArrayRecords, "tfrecord": TfRecords}
-
-
-class Label(NamedTuple):
-    """How a label is stored: one class, a list of classes, or a vector [k]."""
-
-    kind: Literal["class", "classes", "vector"]
-    num_classes: int | None
 
 
 class TfdsSource:
@@ -166,37 +157,22 @@ def open_tfds(
     entry = catalog.find(name)
     image_key, label_key = _keys(name, entry, image_key, label_key)
     folder = _find(catalog.stored_name(name), os.path.expanduser(root))
-    info = _read_json(os.path.join(folder, "dataset_info.json"))
-    file_format = info.get("fileFormat", "tfrecord")
-    if file_format not in _READERS:
+    info = description.read_info(folder)
+    if info.file_format not in _READERS:
         raise UserError(
-            f"{folder} is stored as {file_format}; supported are array_record and "
+            f"{folder} is stored as {info.file_format}; supported are array_record and "
             "tfrecord: prepare it again with file_format set to one of them."
         )
-    lengths = {
-        s["name"]: [int(n) for n in s.get("shardLengths", ())] for s in info["splits"]
-    }
-    sizes = {s: sum(shards) for s, shards in lengths.items()}
+    sizes = info.sizes
     named = None if entry is None else entry.named_splits(sizes)
     ranges = splits.resolve(split, sizes, where=folder, named=named)
-    features = _features(folder)
-    label_names = _label_names(folder, label_key)
-    if features is not None:
-        image, of_many = _feature(features, image_key, "image_key", folder)
-        _check_image(image, image_key, of_many=of_many)
-    if entry is not None and entry.label is not None:
-        label = Label("class", entry.num_classes)
-    elif features is None:  # prepared before TFDS 4.3
-        label = Label("class", len(label_names) if label_names else None)
-    else:
-        feature, of_many = _feature(features, label_key, "label_key", folder)
-        label = _label(feature, label_key, of_many=of_many)
-    if entry is not None and len(entry.label_names or ()) == label.num_classes:
-        label_names = entry.label_names
-    identity = (info["name"], info.get("configName"), info["version"], lengths)
+    label, label_names = _labels(folder, image_key, label_key, entry)
+    lengths = {name: split.lengths for name, split in info.splits.items()}
+    identity = (info.name, info.config, info.version, lengths)
     described = repr((identity, ranges, image_key, label_key))
+    shards = [s for r in ranges for s in description.shards(folder, info, r)]
     return TfdsSource(
-        _READERS[file_format]([s for r in ranges for s in _shards(folder, info, r)]),
+        _READERS[info.file_format](shards),
         folder=folder,
         image_key=image_key,
         label_key=label_key,
@@ -205,6 +181,32 @@ def open_tfds(
         fingerprint=hashlib.sha256(described.encode()).hexdigest()[:16],
         entry=entry,
     )
+
+
+def _labels(
+    folder: str, image_key: str, label_key: str, entry: catalog.Entry | None
+) -> tuple[Label, tuple[str, ...] | None]:
+    """How labels are stored and what the classes are called; checks the image too."""
+    features = description.read_features(folder)
+    names = description.read_label_names(folder, label_key)
+    if features is not None:
+        image, of_many = description.find_feature(
+            features, image_key, "image_key", folder
+        )
+        description.check_image(image, image_key, of_many=of_many)
+    if entry is not None and entry.label is not None:
+        label = Label("class", entry.num_classes)
+    elif features is None:  # prepared before TFDS 4.3
+        label = Label("class", len(names) if names else None)
+    else:
+        feature, of_many = description.find_feature(
+            features, label_key, "label_key", folder
+        )
+        label = description.label_of(feature, label_key, of_many=of_many)
+    if entry is not None and len(entry.label_names or ()) == label.num_classes:
+        names = entry.label_names
+    description.check_names(names, label, folder)
+    return label, names
 
 
 def _keys(
@@ -247,8 +249,8 @@ def _find(name: str, root: str) -> str:
             f"{', '.join(BUILT_IN)}, or a TFDS dataset as NAME, NAME/CONFIG or "
             "NAME:VERSION."
         )
-    if os.path.isfile(os.path.join(root, "dataset_info.json")):
-        found = _read_json(os.path.join(root, "dataset_info.json"))["name"]
+    if os.path.isfile(os.path.join(root, description.INFO)):
+        found = description.read_info(root).name
         if found != match["name"]:
             raise UserError(
                 f'config.data.name="{name}", but config.data.data_dir="{root}" holds '
@@ -295,132 +297,12 @@ def _folders(path: str) -> list[str]:
     if not os.path.isdir(path):
         return []
     with os.scandir(path) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and e.name[0] != ".")
+        return sorted(e.name for e in entries if is_folder(e) and e.name[0] != ".")
 
 
 def _versions(folder: str) -> list[str]:
     """The versions in a folder, oldest first."""
     versions = [f for f in _folders(folder) if _VERSION.fullmatch(f)]
-    there = (os.path.join(folder, v, "dataset_info.json") for v in versions)
+    there = (os.path.join(folder, v, description.INFO) for v in versions)
     found = [v for v, info in zip(versions, there, strict=True) if os.path.isfile(info)]
     return sorted(found, key=lambda v: [int(x) for x in v.split(".")])
-
-
-def _read_json(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path} cannot be read: {e}; prepare it again.") from e
-
-
-def _features(folder: str) -> dict[str, Any] | None:
-    """The features of a record by name; None in an old form that says nothing here."""
-    path = os.path.join(folder, "features.json")
-    if not os.path.isfile(path):
-        return None
-    features = _read_json(path)
-    return features["featuresDict"]["features"] if "featuresDict" in features else None
-
-
-def _feature(
-    features: dict[str, Any], key: str, option: str, folder: str
-) -> tuple[dict[str, Any], bool]:
-    """The feature that a key names, and whether a record holds a sequence of it."""
-    found: dict[str, Any] = {}
-    of_many = from_sequence = False
-    for part in key.split("/"):
-        if not features:
-            raise UserError(
-                f'config.data.{option}="{key}": in {folder} there is nothing below '
-                f'"{key.removesuffix(f"/{part}")}", which is of type {_kind(found)}.'
-            )
-        if part not in features:
-            raise UserError(
-                f'config.data.{option}="{key}": {folder} has no such feature; '
-                f"{did_you_mean(part, features)} (it has: {', '.join(features)})."
-            )
-        found, of_many = features[part], of_many or from_sequence
-        inner = found.get("sequence", {}).get("feature", {})
-        from_sequence = "featuresDict" in inner
-        inner = inner if from_sequence else found
-        features = inner.get("featuresDict", {}).get("features", {})
-    return found, of_many
-
-
-def _kind(feature: dict[str, Any]) -> str:
-    return feature["pythonClassName"].rpartition(".")[2]
-
-
-def _check_image(feature: dict[str, Any], key: str, *, of_many: bool) -> None:
-    dtype = feature.get("image", {}).get("dtype", "uint8")
-    if "image" not in feature or dtype not in ("uint8", "uint16") or of_many:
-        what = f"{_kind(feature)}, {dtype}" + (", in a sequence" if of_many else "")
-        raise UserError(
-            f'config.data.image_key="{key}" is of type {what}; expected an Image of '
-            "uint8 or uint16."
-        )
-
-
-def _label(feature: dict[str, Any], key: str, *, of_many: bool) -> Label:
-    inner = feature.get("sequence", {}).get("feature", {})
-    if "classLabel" in feature:
-        count = _int_or_none(feature["classLabel"].get("numClasses"))
-        if not of_many:
-            return Label("class", count)
-        if count is not None:
-            return Label("classes", count)
-    elif "numClasses" in inner.get("classLabel", {}) and not of_many:
-        return Label("classes", int(inner["classLabel"]["numClasses"]))
-    tensor = feature.get("tensor", {})
-    shape = [int(d) for d in tensor.get("shape", {}).get("dimensions", ())]
-    if tensor.get("encoding", "none") == "none" and not of_many:
-        if not shape and "int" in tensor.get("dtype", ""):
-            return Label("class", None)
-        if len(shape) == 1 and shape[0] > 0 and tensor["dtype"] != "string":
-            return Label("vector", shape[0])
-    within = ", in a sequence" if of_many else ""
-    raise UserError(
-        f'config.data.label_key="{key}" is of type {_kind(feature)}{within}; expected '
-        "a ClassLabel, an integer, a sequence of ClassLabels, or a vector of numbers."
-    )
-
-
-def _int_or_none(text: str | None) -> int | None:
-    return None if text is None else int(text)
-
-
-def _label_names(folder: str, key: str) -> tuple[str, ...] | None:
-    path = os.path.join(folder, f"{key.replace('/', '-')}.labels.txt")
-    if not os.path.isfile(path):
-        return None
-    with open(path, encoding="utf-8") as file:
-        return tuple(file.read().removesuffix("\n").split("\n"))
-
-
-def _shards(folder: str, info: dict[str, Any], part: Range) -> Iterator[Shard]:
-    """The files that hold records start .. stop-1 of a split."""
-    (split,) = (s for s in info["splits"] if s["name"] == part.name)
-    template = split.get("filepathTemplate") or _DEFAULT_TEMPLATE
-    sizes = [int(n) for n in split["shardLengths"]]
-    first = 0
-    for i, size in enumerate(sizes):
-        start, stop = max(part.start - first, 0), min(part.stop - first, size)
-        first += size
-        if start >= stop:
-            continue
-        values = {
-            "DATASET": info["name"],
-            "SPLIT": part.name,
-            "FILEFORMAT": info.get("fileFormat", "tfrecord"),
-            "SHARD_INDEX": f"{i:05d}",
-            "NUM_SHARDS": f"{len(sizes):05d}",
-            "SHARD_X_OF_Y": f"{i:05d}-of-{len(sizes):05d}",
-        }
-        path = os.path.join(folder, template.format_map(values))
-        if not os.path.isfile(path):
-            raise UserError(
-                f"{path} is missing, one of {len(sizes)} files of split "
-                f'"{part.name}"; prepare or copy the dataset again.'
-            )
-        yield Shard(path, size, start, stop)
