@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
 from vit_jax.errors import Stop
 
@@ -19,11 +19,18 @@ lines.propagate = False
 lines.addHandler(logging.NullHandler())
 
 
+class _Nowhere(io.TextIOBase):
+    """A file that forgets what is written to it, and need not be closed."""
+
+    def write(self, text: str, /) -> int:
+        return len(text)
+
+
 class Log:
     """Text that is kept in memory until it has a file."""
 
     def __init__(self) -> None:
-        self._file: TextIO = io.StringIO()
+        self._file: io.TextIOBase = io.StringIO()
 
     def open(self, path: str | os.PathLike[str]) -> None:
         """Appends what was written, and what will be, to a file.
@@ -42,14 +49,14 @@ class Log:
         try:
             self._file.write(text)
         except OSError:  # the disk is full
-            self._file = open(os.devnull, "w")  # noqa: SIM115
+            self._file = _Nowhere()
 
     def flush(self) -> None:
         """For `logging`: lines are written at once."""
 
     def close(self) -> None:
         """Nothing is kept any more; a thread may still write."""
-        before, self._file = self._file, open(os.devnull, "w")  # noqa: SIM115
+        before, self._file = self._file, _Nowhere()
         with contextlib.suppress(OSError):
             before.close()
 
