@@ -30,7 +30,7 @@ class Log:
     """Text that is kept in memory until it has a file."""
 
     def __init__(self) -> None:
-        self._file: TextIO | io.TextIOBase = io.StringIO()
+        self._file: io.TextIOBase = io.StringIO()
 
     def open(self, path: str | os.PathLike[str]) -> None:
         """Appends what was written, and what will be, to a file.
