@@ -187,6 +187,8 @@ def changes(data_dir: str, **more: str) -> dict[str, Any]:
     names = {
         "total_steps": 2,
         "optim.warmup_steps": 0,
+        "accumulation_steps": 1,
+        "model.depth": 1,
         "mixup": 0.0,
         "cutmix": 0.0,
         "checkpoint.best": None,

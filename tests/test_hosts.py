@@ -67,23 +67,31 @@ def of_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def of_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of four processes, without a loss."""
-    workdir = tmp_path_factory.mktemp("four")
-    outputs = cli.run_many(4, *ARGS, *layout(MIXED), f"--workdir={workdir}")
+def of_several(count: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `count` processes with four devices in all, without a loss."""
+    workdir = tmp_path_factory.mktemp(f"of_{count}")
+    args = (*ARGS, *layout(MIXED), f"--workdir={workdir}")
+    outputs = cli.run_many(count, *args, devices=4 // count)
     assert f"Finished at step {STEPS}" in outputs[0]
     for output in outputs[1:]:  # the first alone tells
         assert [s for s in output.splitlines() if "Gloo" not in s] == []
     return workdir
 
 
-def test_four_processes_are_one_run(of_one: Path, of_four: Path) -> None:
-    assert_same_curves(of_four, of_one, rtol=1e-5)
-    last = [w / "evals" / f"test-{STEPS}.json" for w in (of_one, of_four)]
-    one, four = (json.loads(path.read_text()) for path in last)
+# The second axis of the mesh crosses processes; with four of them the third does, too.
+in_processes = pytest.mark.parametrize(
+    "count", [2, pytest.param(4, marks=pytest.mark.slow)], scope="module"
+)
+
+
+@in_processes
+def test_several_processes_are_one_run(of_one: Path, of_several: Path) -> None:
+    assert_same_curves(of_several, of_one, rtol=1e-5)
+    last = [w / "evals" / f"test-{STEPS}.json" for w in (of_one, of_several)]
+    one, other = (json.loads(path.read_text()) for path in last)
     for name in ("confusion", "per_class", "fingerprint", "data"):
-        assert one[name] == four[name], name
-    names = {path.name for path in of_four.iterdir()} - {".lock"}
+        assert one[name] == other[name], name
+    names = {path.name for path in of_several.iterdir()} - {".lock"}
     assert names == {
         "checkpoints",
         "config.json",
@@ -96,7 +104,7 @@ def test_four_processes_are_one_run(of_one: Path, of_four: Path) -> None:
         "runs.jsonl",
         "tensorboard",
     }
-    assert len(list((of_four / "tensorboard").iterdir())) == 1
+    assert len(list((of_several / "tensorboard").iterdir())) == 1
 
 
 @pytest.mark.parametrize(
@@ -152,7 +160,7 @@ def test_any_layout_is_the_same_run(
 
 
 def interrupt(
-    workdir: Path, victim: int, number: signal.Signals, count: int = 4
+    workdir: Path, victim: int, number: signal.Signals, count: int
 ) -> list[str]:
     """Runs processes and signals one of them in mid-run; the others' outputs."""
     args = (*ARGS, *layout(MIXED), f"--workdir={workdir}")
@@ -184,46 +192,50 @@ def interrupt(
 
 
 @pytest.mark.parametrize(
-    "victim, number",
+    "count, victim, number",
     [
-        (0, signal.SIGKILL),
-        pytest.param(2, signal.SIGSTOP, marks=pytest.mark.campaign),
-        pytest.param(1, signal.SIGKILL, marks=pytest.mark.campaign),
-        pytest.param(0, signal.SIGSTOP, marks=pytest.mark.campaign),
+        (2, 0, signal.SIGKILL),
+        pytest.param(4, 0, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(4, 2, signal.SIGSTOP, marks=pytest.mark.campaign),
+        pytest.param(4, 1, signal.SIGKILL, marks=pytest.mark.campaign),
+        pytest.param(4, 0, signal.SIGSTOP, marks=pytest.mark.campaign),
     ],
+    scope="module",
 )
 def test_a_lost_process_ends_the_others_and_the_run_goes_on(
-    victim: int, number: signal.Signals, tmp_path: Path, of_four: Path
+    count: int, victim: int, number: signal.Signals, tmp_path: Path, of_several: Path
 ) -> None:
-    interrupt(tmp_path, victim, number)
-    cli.run_many(4, *ARGS, *layout(MIXED), f"--workdir={tmp_path}")
-    assert_same_curves(tmp_path, of_four, rtol=0)
+    interrupt(tmp_path, victim, number, count)
+    args = (*ARGS, *layout(MIXED), f"--workdir={tmp_path}")
+    cli.run_many(count, *args, devices=4 // count)
+    assert_same_curves(tmp_path, of_several, rtol=0)
     cli.assert_same_bits(
-        cli.saved_arrays(tmp_path, STEPS), cli.saved_arrays(of_four, STEPS)
+        cli.saved_arrays(tmp_path, STEPS), cli.saved_arrays(of_several, STEPS)
     )
 
 
 @pytest.mark.parametrize(
-    "before, count",
+    "count, after",
     [
         (2, 1),
         pytest.param(4, 2, marks=pytest.mark.campaign),
         pytest.param(4, 4, marks=pytest.mark.campaign),
     ],
+    scope="module",
 )
 def test_a_signal_to_one_saves_all_and_any_number_goes_on(
-    before: int, count: int, tmp_path: Path, of_four: Path
+    count: int, after: int, tmp_path: Path, of_several: Path
 ) -> None:
-    outputs = interrupt(tmp_path, 1, signal.SIGTERM, before)
+    outputs = interrupt(tmp_path, 1, signal.SIGTERM, count)
     step = cli.saved_steps(tmp_path)[-1]
     assert f"is saved at step {step}" in outputs[0]
     assert cli.metric_lines(tmp_path)[-1]["step"] in (step, step - 1)
     args = (*ARGS, *layout(MIXED), f"--workdir={tmp_path}")
-    if count == 1:
+    if after == 1:
         cli.run(*args, devices=4)
     else:
-        cli.run_many(count, *args, devices=4 // count)
-    assert_same_curves(tmp_path, of_four, rtol=0 if count == 4 else 1e-5)
+        cli.run_many(after, *args, devices=4 // after)
+    assert_same_curves(tmp_path, of_several, rtol=0 if after == count else 1e-5)
 
 
 def test_bad_input_of_one_process_ends_all_with_one_message(tmp_path: Path) -> None:
@@ -253,10 +265,13 @@ def test_a_signal_before_the_first_step_ends_all_at_once(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_broken_checkpoint_and_an_evaluation(tmp_path: Path, of_four: Path) -> None:
+@pytest.mark.parametrize("count", [4], scope="module")
+def test_a_broken_checkpoint_and_an_evaluation(
+    tmp_path: Path, of_several: Path
+) -> None:
     """All of two processes take the one before; both have the results of the four."""
     workdir = tmp_path / "copy"
-    shutil.copytree(of_four, workdir)
+    shutil.copytree(of_several, workdir)
     newest, before = cli.saved_steps(workdir)[::-1][:2]
     for path in sorted((workdir / "checkpoints" / str(newest)).rglob("*")):
         if path.is_file() and path.stat().st_size > 1000:
@@ -266,9 +281,9 @@ def test_a_broken_checkpoint_and_an_evaluation(tmp_path: Path, of_four: Path) ->
     assert f"is broken (step {newest}: " in outputs[0]
     assert f"Goes on from step {before}" in outputs[0]
     assert (workdir / "broken_checkpoints" / f"{newest}.0").is_dir()
-    assert_same_curves(workdir, of_four, rtol=1e-5)
+    assert_same_curves(workdir, of_several, rtol=1e-5)
     outputs = cli.run_many(2, *args, "--evaluate_only", devices=2)
-    best = max(line.get("test/accuracy", 0) for line in cli.metric_lines(of_four))
+    best = max(line.get("test/accuracy", 0) for line in cli.metric_lines(of_several))
     assert f"test/accuracy: {best}" in outputs[0]
     assert "test/accuracy" not in outputs[1]
 

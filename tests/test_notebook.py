@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests import cli
 
 PAGE = (cli.ROOT / "docs" / "notebook.md").read_text()
@@ -20,6 +22,7 @@ assert 'did you mean "learning_rate"' in str(caught)
 """
 
 
+@pytest.mark.slow
 def test_the_cells_run_in_an_empty_folder(tmp_path: Path) -> None:
     assert len(CELLS) == 8
     code = "\n".join(CELLS).replace("print(error)", "caught = error")
