@@ -162,7 +162,8 @@ def test_weights_of_another_library_in_scanned_layers(tmp_path: Path) -> None:
             for i in range(2)
         ]
         bias = saved[f"{block}['MlpBlock_0']['Dense_0']['bias']"]
-        np.testing.assert_array_equal(bias, np.stack(expected))
+        rounding = 0 if item == "params" else 2e-7  # of an average with itself
+        np.testing.assert_allclose(bias, np.stack(expected), rtol=rounding)
         assert not saved[f"{item}['head']['kernel']"].any()
 
 

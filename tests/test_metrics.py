@@ -4,10 +4,11 @@ import importlib
 import io
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -163,19 +164,47 @@ def test_what_an_object_store_is(path: str, remote: bool) -> None:
     assert durable.is_remote(epath.Path(path)) == remote
 
 
-@pytest.fixture
-def at_most_1000_bytes_a_file() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+LIMITED = """
+import pathlib, resource, sys
+from vit_jax import jsonlines, metrics
+from vit_jax.errors import UserError
+from etils import epath
+
+workdir = epath.Path(sys.argv[1])
+
+def limit(size):
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+
+def told(act):
+    try:
+        act()
+    except UserError as error:
+        print(error)
+    else:
+        print("no error")
+"""
 
 
-@pytest.mark.usefixtures("at_most_1000_bytes_a_file")
-def test_a_file_that_cannot_grow_is_a_user_error(path: Path) -> None:
-    writer = json_lines(path, lines=range(20))
-    with pytest.raises(UserError, match=r"Cannot write .*metrics.jsonl: File too l"):
-        writer.write(20, {"long " * 200: 1.0})
+def limited(code: str, path: Path) -> list[str]:
+    """The lines of a process of its own, whose files may not grow; none to stderr."""
+    command = [sys.executable, "-c", LIMITED + textwrap.dedent(code), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+def test_a_file_that_cannot_grow_is_a_user_error(tmp_path: Path) -> None:
+    code = """
+        limit(1000)
+        path = workdir / "metrics.jsonl"
+        writer = jsonlines.JsonLines(path, restored_step=None)
+        for step in range(20):
+            writer.write(step, {"loss": 1.0})
+        told(lambda: writer.write(20, {"long " * 200: 1.0}))
+    """
+    (line,) = limited(code, tmp_path)
+    assert re.search(r"Cannot write .*metrics.jsonl: File too l", line)
 
 
 def test_a_workdir_that_cannot_be_made_is_a_user_error(tmp_path: Path) -> None:
@@ -252,27 +281,24 @@ def test_everything_reaches_the_file_and_tensorboard(tmp_path: Path) -> None:
     assert read("test/accuracy") == {200: 0.5}
 
 
-def test_tensorboard_files_that_cannot_grow_are_a_user_error(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    logger = make(tmp_path)
-    logger.flush()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    size = max(p.stat().st_size for p in (tmp_path / "tensorboard").iterdir())
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, hard))
-
-    def write() -> None:
-        logger.write_texts(1, {"config": "x" * 1000})  # may fail already
+def test_tensorboard_files_that_cannot_grow_are_a_user_error(tmp_path: Path) -> None:
+    code = """
+        logger = metrics.MetricLogger(
+            workdir, restored_step=None, total_steps=9, progress=False
+        )
         logger.flush()
+        folder = pathlib.Path(workdir) / "tensorboard"
+        limit(max(p.stat().st_size for p in folder.iterdir()) + 100)
 
-    try:
-        with pytest.raises(UserError, match=r"Cannot write TensorBoard's .* too large"):
-            write()
-        with pytest.raises(UserError, match="Cannot write TensorBoard's files"):
-            logger.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "Traceback" not in capfd.readouterr().err
+        def write():
+            logger.write_texts(1, {"config": "x" * 1000})  # may fail already
+            logger.flush()
+
+        told(write)
+        told(logger.close)
+    """
+    for line in limited(code, tmp_path):
+        assert re.search(r"Cannot write TensorBoard's files: File too large", line)
 
 
 def test_only_process_0_writes(
