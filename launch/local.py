@@ -226,8 +226,10 @@ class Launcher:
 
     def run_to_the_end(self) -> int:
         """Starts the processes until the run ends for good; returns its exit code."""
-        signal.signal(signal.SIGTERM, self._note)
-        signal.signal(signal.SIGINT, self._note)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._note)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` asks
+            signal.signal(signal.SIGHUP, self._note)
         restarts = job.Restarts(lambda: job.newest_step(self._run.workdir))
         while True:
             code = self._run_once()
@@ -292,7 +294,7 @@ class Launcher:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)
-        self._stopping = True
+        self._stopping = self._stopping or number != signal.SIGUSR1
 
     def _hand_on_signals(self, processes: Sequence[Process]) -> None:
         while self._signals:

@@ -34,6 +34,7 @@ from vit_jax.observer import Observer, Scalars, Tracer
 from vit_jax.run import Run
 from vit_jax.state import TrainState
 from vit_jax.timing import RunClock
+from vit_jax.votes import NOTHING, Vote
 
 # Called by the first process once nothing can be refused any more; see `train_from`.
 Begin = Callable[[Run, int, list[str]], None]
@@ -201,7 +202,7 @@ def train(
     position, timer = saved.position, observer.timer
     profile = run.profile if distributed.is_first() else None
     if position.pending is not None:  # it was stopped during an evaluation
-        finish_step(run, state, saved, observer, workdir, position.pending, stop=False)
+        finish_step(run, state, saved, observer, workdir, position.pending, NOTHING)
     batches = run.batches(position.step, observer.bad_examples.found)
     with timer.waiting():
         batch = next(batches, None)
@@ -218,11 +219,11 @@ def train(
             tracer.after(step, state)
             with timer.waiting():
                 batch = next(batches, None)  # None: the last, or a signal ended them
-            stop = run.votes.stop()
-            if run.pauses_at(step) or saved.due(step) or stop:
+            vote = run.votes.ask()
+            if run.pauses_at(step) or saved.due(step) or any(vote):
                 # From here on this step is known to be good: never save a bad one.
                 position.step, line = step, observer.drain()
-                finish_step(run, state, saved, observer, workdir, line, stop=stop)
+                finish_step(run, state, saved, observer, workdir, line, vote)
 
 
 def finish_step(
@@ -232,8 +233,7 @@ def finish_step(
     observer: Observer,
     workdir: epath.Path,
     line: Scalars,
-    *,
-    stop: bool,
+    vote: Vote,
 ) -> None:
     """What is due after a step: evaluations, its line, its checkpoint, in this order.
 
@@ -242,7 +242,8 @@ def finish_step(
 
     The line is durable before the checkpoint can be, so a run that resumes from it
     lacks no line. An evaluation that a signal cuts short is owed: its checkpoint holds
-    the line so far, and the resumed run evaluates first.
+    the line so far, and the resumed run evaluates first. So it is while an evaluation
+    goes on after a save that a signal asked for.
 
     Raises:
       Preempted: after a signal, with the state being saved.
@@ -250,12 +251,18 @@ def finish_step(
     """
     position, step = saved.position, saved.position.step
     owed = position.pending is not None
+
+    def save_owing() -> None:
+        nonlocal owed
+        owed, position.pending = True, line
+        observer.flush()
+        saved.save(state)
+
     with observer.timer.pause():
         try:
-            evaluated = run.evaluate(state, step)
+            evaluated = run.evaluate(state, step, lambda: run.check(save_owing))
         except Preempted:
-            position.pending = line
-            saved.save(state)
+            save_owing()
             raise
         except NonFiniteLossError as error:
             if line:
@@ -278,9 +285,10 @@ def finish_step(
                 observer.logger.write_images(step, pictures)
         if line or results:
             observer.write(step, line | results)
-        stop = (stop or run.votes.stop()) and step < run.total_steps
+        vote = vote if vote.stop else Vote(*map(max, vote, run.votes.ask()))
+        stop, last = vote.stop and step < run.total_steps, step == run.total_steps
         best = saved.improves(results)
-        if saved.due(step) or best or stop or owed or step == run.total_steps:
+        if saved.due(step) or best or any(vote) or owed or last:
             observer.flush()
             saved.save(state)
         if stop:

@@ -19,6 +19,8 @@ from vit_jax.data.builder import Batch, BatchBuilder
 # memory: a batch of 4,096 images at 224 px is 617 MB.
 _BATCHES_AT_A_TIME = 2
 _BATCHES_AHEAD = 3
+# By `vit_jax.preemption`, in the main process.
+_HEEDED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
 
 
 class Skipped(TypedDict):
@@ -83,13 +85,13 @@ class BatchIterator(Iterator[Batch]):
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Holds SIGTERM and SIGINT back; they arrive at the end.
+    """Holds back the signals that the run heeds; they arrive at the end.
 
     Processes and threads that are started meanwhile keep them blocked: a signal to the
     whole process group is for the main process, which ends its workers when it has
     saved. A worker that died would leave Grain waiting for it for ever.
     """
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
     try:
         yield
     finally:
