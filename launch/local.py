@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
+from vit_jax import streams
 from vit_jax.errors import NonFiniteLossError, PeerLost, Preempted, UserError
 from vit_jax.launch import job
 
@@ -164,7 +165,7 @@ class Process:
         if not block and self._begun_line:
             lines.append(self._begun_line)
         for line in lines:
-            say(f"[{self.number}] {line.decode(errors='replace')}")
+            streams.say(f"[{self.number}] {line.decode(errors='replace')}")
         return bool(block)
 
     def signal(self, number: int) -> None:
@@ -238,11 +239,12 @@ class Launcher:
                 break
             step = job.newest_step(self._run.workdir)
             where = "the beginning" if step is None else f"step {step}"
-            say(f"launch: restart {restarts.count} from {where} in {wait:g} s")
+            streams.say(f"launch: restart {restarts.count} from {where} in {wait:g} s")
             self._sleep(wait)
             if self._stopping:
                 break
-        say(f"launch: {describe(code)}, after {restarts.count} restarts")
+        streams.say(f"launch: {describe(code)}, after {restarts.count} restarts")
+        streams.settle()
         return code
 
     def _run_once(self) -> int:
@@ -284,7 +286,9 @@ class Launcher:
                         continue
                     codes.append(code)
                     if code:
-                        say(f"launch: process {process.number}: {describe(code)}")
+                        streams.say(
+                            f"launch: process {process.number}: {describe(code)}"
+                        )
                         if code not in _MEANINGS:
                             limit = min(limit, _AFTER_A_CRASH)
                         deadline = min(deadline, time.monotonic() + limit)
@@ -312,7 +316,7 @@ class Launcher:
 def end(processes: Sequence[Process], why: str) -> None:
     """Kills processes, and says so."""
     for process in processes:
-        say(f"launch: process {process.number}: {why}")
+        streams.say(f"launch: process {process.number}: {why}")
         process.kill()
 
 
@@ -347,11 +351,6 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
-
-
-def say(line: str) -> None:
-    """Prints a whole line at once."""
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

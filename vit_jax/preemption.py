@@ -9,12 +9,12 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
 
+from vit_jax import streams
 from vit_jax.errors import Preempted
 
 T = TypeVar("T")
@@ -160,6 +160,5 @@ def leave(code: int) -> None:
     """Ends the process without joining threads, which may be inside the compiler."""
     for child in multiprocessing.active_children():  # workers of the input pipeline
         child.kill()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    streams.settle()
     os._exit(code)
