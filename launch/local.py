@@ -22,7 +22,13 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 
 from vit_jax import streams
-from vit_jax.errors import NonFiniteLossError, PeerLost, Preempted, UserError
+from vit_jax.errors import (
+    NonFiniteLossError,
+    PeerLost,
+    Preempted,
+    UserError,
+    WorkerLost,
+)
 from vit_jax.launch import job
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -35,6 +41,7 @@ _MEANINGS = {
     UserError.exit_code: "bad input",
     NonFiniteLossError.exit_code: "the loss is not finite",
     Preempted.exit_code: "stopped by a signal, and saved",
+    WorkerLost.exit_code: "a process that reads data was lost",
     _LOST_PEER: "another process was lost",
 }
 

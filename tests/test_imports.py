@@ -55,6 +55,7 @@ LAYERS: tuple[set[str], ...] = (
         "preprocessing",
         "state",
         "steps",
+        "waiting",
         "workdirs",
     },
     {"provenance"},

@@ -23,6 +23,7 @@ from vit_jax import (
     preemption,
     progress,
     sharding,
+    waiting,
     workdirs,
 )
 from vit_jax import data as datasets
@@ -312,7 +313,7 @@ class Run:
 
         What this process had to skip in them is added to `found`.
 
-        A signal that reached the workers of the input pipeline too ends them early.
+        A signal ends them early if the next one is not there.
         """
         batches = self.dataset.train_batches(
             batch_size=self.batch_size,
@@ -322,16 +323,18 @@ class Run:
             rows=self.rows,
             num_classes=self.num_classes,
         )
-        with contextlib.closing(batches):
+        with contextlib.closing(waiting.batches(batches)) as read:
             while True:
                 try:
-                    batch = next(batches)
-                except StopIteration:
+                    batch = next(read, None)
+                except Preempted:
                     return
                 except Exception:  # raised again unless a signal explains it
                     if preemption.requested() and distributed.alone():
                         return
                     raise
+                if batch is None:
+                    return
                 if found is not None:
                     found += batches.skipped
                 batches.skipped.clear()

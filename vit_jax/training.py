@@ -27,7 +27,9 @@ from vit_jax.errors import (
     NonFiniteLossError,
     OutOfMemory,
     Preempted,
+    Stop,
     UserError,
+    WorkerLost,
 )
 from vit_jax.evaluators import records
 from vit_jax.observer import Observer, Scalars, Tracer
@@ -67,7 +69,7 @@ def train_and_evaluate(
                 lock.enter_context(workdirs.held(workdir))
         with distributed.agreed():
             run = Run(**config)
-            run.check_data()
+            preemption.wait(run.check_data)
         train_saved(workdir, config, run, clock, begin)
         if not distributed.is_first():
             return {}
@@ -102,6 +104,13 @@ def train_saved(
             saved.wait()
             where = summary.where_it_stands(saved, workdir)
             raise Preempted(f"{where}; run the same command to go on") from None
+        except WorkerLost as error:
+            if distributed.alone():
+                saved.wait()
+            raise WorkerLost(
+                f"{error} {summary.where_it_stands(saved, workdir)}; the same command "
+                "goes on from there"
+            ) from error
         except BadExample as error:
             if distributed.alone():  # else it is this process alone that knows
                 saved.wait()
@@ -212,18 +221,39 @@ def train(
         jax.transfer_guard("disallow"),
     ):
         for step in range(position.step + 1, run.total_steps + 1):
+            if batch is None:
+                raise Preempted  # a signal came while the first one was waited for
             tracer.before(step)
             distributed.progress(step)
             state, scalars = train_step(state, batch)  # returns at once
             observer.push(step, scalars)  # reads the step before; raises if it was bad
             tracer.after(step, state)
-            with timer.waiting():
-                batch = next(batches, None)  # None: the last, or a signal ended them
+            try:
+                with timer.waiting():
+                    batch = next(batches, None)  # None: the last, or a signal came
+            except (OSError, Stop):
+                if distributed.alone():  # the others have begun the next step
+                    position.step, line = step, observer.drain()
+                    save_unfinished(run, state, saved, observer, line)
+                raise
             vote = run.votes.ask()
             if run.pauses_at(step) or saved.due(step) or any(vote):
                 # From here on this step is known to be good: never save a bad one.
                 position.step, line = step, observer.drain()
                 finish_step(run, state, saved, observer, workdir, line, vote)
+
+
+def save_unfinished(
+    run: Run, state: TrainState, saved: Checkpoints, observer: Observer, line: Scalars
+) -> None:
+    """Saves a step after which no batch can be read; its evaluations are owed."""
+    position = saved.position
+    if run.pauses_at(position.step):
+        position.pending = line
+    elif line:
+        observer.write(position.step, line)
+    observer.flush()
+    saved.save(state)
 
 
 def finish_step(
@@ -261,8 +291,9 @@ def finish_step(
     with observer.timer.pause():
         try:
             evaluated = run.evaluate(state, step, lambda: run.check(save_owing))
-        except Preempted:
-            save_owing()
+        except (Preempted, WorkerLost) as error:
+            if isinstance(error, Preempted) or distributed.alone():
+                save_owing()
             raise
         except NonFiniteLossError as error:
             if line:
