@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 
 from vit_jax import streams
@@ -197,9 +198,20 @@ class Process:
         return code if code >= 0 else 128 - code
 
     def _kill_group(self) -> None:
-        # There is no group of one that was killed before it became a program.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._popen.pid, signal.SIGKILL)
+        """Kills the group but for Python's resource trackers.
+
+        These end by themselves when all others have, and first remove from /dev/shm
+        what those have left.
+        """
+        members = group_members(self._popen.pid)
+        if members is None:
+            # There is no group of one that was killed before it became a program.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
+            return
+        for member in members:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member, signal.SIGKILL)
 
     def close(self) -> None:
         """Ends it if it runs, and lets go of its output."""
@@ -207,6 +219,25 @@ class Process:
         self._popen.wait()
         assert self._popen.stdout is not None
         self._popen.stdout.close()
+
+
+def group_members(group: int) -> list[int] | None:
+    """The processes of a group without resource trackers; None if not Linux."""
+    if sys.platform != "linux":
+        return None
+    found: list[int] = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            # The name of the program, in parentheses, may hold anything.
+            fields = (path / "stat").read_text(errors="replace").rpartition(")")[2]
+            if int(fields.split()[2]) != group:
+                continue
+            if (
+                b"multiprocessing.resource_tracker"
+                not in (path / "cmdline").read_bytes()
+            ):
+                found.append(int(path.name))
+    return found
 
 
 def _die_with(parent: int):
