@@ -13,6 +13,9 @@ _POLL_SECONDS = 0.05
 # Of several processes one alone cannot stop: the others have begun the next step, and
 # wait for it. If the batch comes after all, they stop together.
 _PATIENCE_SECONDS = 20.0
+# One process need not wait, but most batches come soon; and a worker that is starting
+# would complain of a parent that is gone.
+_PATIENCE_ALONE_SECONDS = 6.0
 
 
 class Source(Protocol):
@@ -31,7 +34,7 @@ def batches(source: Source) -> Generator[dict[str, Any], None, None]:
     A thread asks for each batch when it is wanted, not before.
 
     Raises:
-      Preempted: if a signal comes during a wait, on one process.
+      Preempted: if a signal came some seconds ago and the batch did not.
       PeerLost: if one came some time ago, on one of several.
     """
     wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -74,10 +77,12 @@ def _get(found: queue.SimpleQueue[Any]) -> Any:
         try:
             preemption.check()
         except Preempted:
-            if distributed.alone():
-                raise
             asked = asked or time.monotonic()
-            if time.monotonic() - asked > _PATIENCE_SECONDS:
+            waited = time.monotonic() - asked
+            if distributed.alone():
+                if waited > _PATIENCE_ALONE_SECONDS:
+                    raise
+            elif waited > _PATIENCE_SECONDS:
                 raise PeerLost(
                     "a signal asks to stop, but this process waits for data, and the "
                     "others for it: they can save no step that it has not done"
