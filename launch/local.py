@@ -19,9 +19,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 
-from vit_jax.errors import NonFiniteLossError, PeerLost, Preempted, UserError
+from vit_jax import streams
+from vit_jax.errors import (
+    NonFiniteLossError,
+    PeerLost,
+    Preempted,
+    UserError,
+    WorkerLost,
+)
 from vit_jax.launch import job
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -34,6 +42,7 @@ _MEANINGS = {
     UserError.exit_code: "bad input",
     NonFiniteLossError.exit_code: "the loss is not finite",
     Preempted.exit_code: "stopped by a signal, and saved",
+    WorkerLost.exit_code: "a process that reads data was lost",
     _LOST_PEER: "another process was lost",
 }
 
@@ -164,7 +173,7 @@ class Process:
         if not block and self._begun_line:
             lines.append(self._begun_line)
         for line in lines:
-            say(f"[{self.number}] {line.decode(errors='replace')}")
+            streams.say(f"[{self.number}] {line.decode(errors='replace')}")
         return bool(block)
 
     def signal(self, number: int) -> None:
@@ -189,9 +198,20 @@ class Process:
         return code if code >= 0 else 128 - code
 
     def _kill_group(self) -> None:
-        # There is no group of one that was killed before it became a program.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._popen.pid, signal.SIGKILL)
+        """Kills the group but for Python's resource trackers.
+
+        These end by themselves when all others have, and first remove from /dev/shm
+        what those have left.
+        """
+        members = group_members(self._popen.pid)
+        if members is None:
+            # There is no group of one that was killed before it became a program.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
+            return
+        for member in members:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member, signal.SIGKILL)
 
     def close(self) -> None:
         """Ends it if it runs, and lets go of its output."""
@@ -199,6 +219,25 @@ class Process:
         self._popen.wait()
         assert self._popen.stdout is not None
         self._popen.stdout.close()
+
+
+def group_members(group: int) -> list[int] | None:
+    """The processes of a group without resource trackers; None if not Linux."""
+    if sys.platform != "linux":
+        return None
+    found: list[int] = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            # The name of the program, in parentheses, may hold anything.
+            fields = (path / "stat").read_text(errors="replace").rpartition(")")[2]
+            if int(fields.split()[2]) != group:
+                continue
+            if (
+                b"multiprocessing.resource_tracker"
+                not in (path / "cmdline").read_bytes()
+            ):
+                found.append(int(path.name))
+    return found
 
 
 def _die_with(parent: int):
@@ -226,8 +265,10 @@ class Launcher:
 
     def run_to_the_end(self) -> int:
         """Starts the processes until the run ends for good; returns its exit code."""
-        signal.signal(signal.SIGTERM, self._note)
-        signal.signal(signal.SIGINT, self._note)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._note)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` asks
+            signal.signal(signal.SIGHUP, self._note)
         restarts = job.Restarts(lambda: job.newest_step(self._run.workdir))
         while True:
             code = self._run_once()
@@ -236,11 +277,12 @@ class Launcher:
                 break
             step = job.newest_step(self._run.workdir)
             where = "the beginning" if step is None else f"step {step}"
-            say(f"launch: restart {restarts.count} from {where} in {wait:g} s")
+            streams.say(f"launch: restart {restarts.count} from {where} in {wait:g} s")
             self._sleep(wait)
             if self._stopping:
                 break
-        say(f"launch: {describe(code)}, after {restarts.count} restarts")
+        streams.say(f"launch: {describe(code)}, after {restarts.count} restarts")
+        streams.settle()
         return code
 
     def _run_once(self) -> int:
@@ -282,7 +324,9 @@ class Launcher:
                         continue
                     codes.append(code)
                     if code:
-                        say(f"launch: process {process.number}: {describe(code)}")
+                        streams.say(
+                            f"launch: process {process.number}: {describe(code)}"
+                        )
                         if code not in _MEANINGS:
                             limit = min(limit, _AFTER_A_CRASH)
                         deadline = min(deadline, time.monotonic() + limit)
@@ -292,7 +336,7 @@ class Launcher:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)
-        self._stopping = True
+        self._stopping = self._stopping or number != signal.SIGUSR1
 
     def _hand_on_signals(self, processes: Sequence[Process]) -> None:
         while self._signals:
@@ -310,7 +354,7 @@ class Launcher:
 def end(processes: Sequence[Process], why: str) -> None:
     """Kills processes, and says so."""
     for process in processes:
-        say(f"launch: process {process.number}: {why}")
+        streams.say(f"launch: process {process.number}: {why}")
         process.kill()
 
 
@@ -345,11 +389,6 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
-
-
-def say(line: str) -> None:
-    """Prints a whole line at once."""
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

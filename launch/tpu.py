@@ -82,6 +82,8 @@ def main(argv: Sequence[str]) -> int:
         workers = Workers(request, str(path), code_directory)
         launcher = Launcher(run, resource, workers, flags)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` asks
+            signal.signal(signal.SIGHUP, signal.default_int_handler)
         try:
             return launcher.run()
         except KeyboardInterrupt:

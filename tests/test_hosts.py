@@ -238,6 +238,23 @@ def test_a_signal_to_one_saves_all_and_any_number_goes_on(
     assert_same_curves(tmp_path, of_several, rtol=0 if after == count else 1e-5)
 
 
+@pytest.mark.slow
+def test_sigusr1_to_one_saves_all_and_they_go_on(tmp_path: Path, of_one: Path) -> None:
+    args = (*ARGS, *layout(MIXED), "--config.checkpoint.keep=20")
+    processes = cli.start_many(2, *args, f"--workdir={tmp_path}", devices=2)
+    path = tmp_path / "metrics.jsonl"
+    while not (path.exists() and len(path.read_text().splitlines()) >= 8):
+        assert all(p.poll() is None for p in processes), cli.ends(processes)
+        time.sleep(0.002)
+    processes[1].send_signal(signal.SIGUSR1)
+    codes, outputs = cli.ends(processes)
+    assert codes == [0, 0], outputs
+    assert "SIGUSR1 received" in outputs[1]
+    asked = [s for s in cli.saved_steps(tmp_path) if s not in cli.saved_steps(of_one)]
+    assert asked
+    assert_same_curves(tmp_path, of_one, rtol=1e-5)
+
+
 def test_bad_input_of_one_process_ends_all_with_one_message(tmp_path: Path) -> None:
     processes = cli.start_many(
         2,

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. A module or package of vit_jax may import those of lower layers, and no
 # other of its own layer. `__init__` is the public face and stands on top of all.
 LAYERS: tuple[set[str], ...] = (
-    {"durable", "errors", "lettering", "processes"},
+    {"durable", "errors", "lettering", "processes", "streams"},
     {
         "class_names",
         "cluster",
@@ -55,6 +55,7 @@ LAYERS: tuple[set[str], ...] = (
         "preprocessing",
         "state",
         "steps",
+        "waiting",
         "workdirs",
     },
     {"provenance"},
@@ -112,6 +113,7 @@ FOR_LAUNCHERS = {
     "vit_jax.flags",
     "vit_jax.launch",
     "vit_jax.recipes",
+    "vit_jax.streams",
     "vit_jax.workdirs",
 }
 

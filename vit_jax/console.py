@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+from vit_jax import streams
 from vit_jax.errors import Stop
 
 LOG = "log.txt"
@@ -17,13 +18,6 @@ lines = logging.getLogger("vit_jax.console")
 lines.setLevel(logging.INFO)
 lines.propagate = False
 lines.addHandler(logging.NullHandler())
-
-
-class _Nowhere(io.TextIOBase):
-    """A file that keeps nothing, and needs no closing."""
-
-    def write(self, text: str, /) -> int:
-        return len(text)
 
 
 class Log:
@@ -49,40 +43,40 @@ class Log:
         try:
             self._file.write(text)
         except OSError:  # the disk is full
-            self._file = _Nowhere()
+            self._file = streams.Nowhere()
 
     def flush(self) -> None:
         """For `logging`: lines are written at once."""
 
     def close(self) -> None:
         """Nothing is kept any more; a thread may still write."""
-        before, self._file = self._file, _Nowhere()
+        before, self._file = self._file, streams.Nowhere()
         with contextlib.suppress(OSError):
             before.close()
 
 
-class _Tee:
+class _Tee(streams.Lasting):
     """A stream whose text goes into a log too."""
 
     def __init__(self, stream: Any, log: Log) -> None:
-        self._stream, self._log = stream, log
+        super().__init__(stream)
+        self._log = log
 
     def write(self, text: str) -> int:
         self._log.write(text)
-        return self._stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return super().write(text)
 
 
 @contextlib.contextmanager
 def recorded() -> Iterator[Log]:
     """Copies what is printed and warned of meanwhile, and the error at the end.
 
+    Where stdout or stderr cannot be written, that is no error.
+
     Yields:
       The log, which needs an `open` to become a file.
     """
-    log, stdout = Log(), sys.stdout
+    log, stdout, stderr = Log(), sys.stdout, sys.stderr
     handler = logging.StreamHandler(log)
     root = logging.getLogger()
     handlers: list[logging.Handler] = [handler]
@@ -91,7 +85,7 @@ def recorded() -> Iterator[Log]:
     for each in handlers:
         root.addHandler(each)
     lines.addHandler(handler)
-    sys.stdout = _Tee(stdout, log)
+    sys.stdout, sys.stderr = _Tee(stdout, log), streams.Lasting(stderr)
     try:
         yield log
     except BaseException as error:
@@ -101,7 +95,8 @@ def recorded() -> Iterator[Log]:
             log.write("".join(traceback.format_exception(error)))
         raise
     finally:
-        sys.stdout = stdout
+        sys.stdout, sys.stderr = stdout, stderr
+        streams.settle()
         lines.removeHandler(handler)
         for each in handlers:
             root.removeHandler(each)

@@ -72,6 +72,12 @@ class Preempted(Stop):
         return super().__str__() or "before it began: run the same command to start"
 
 
+class WorkerLost(Stop):
+    """A process that reads data was killed or has crashed."""
+
+    exit_code = 71
+
+
 class PeerLost(Stop):
     """Another process of the run died, hangs, or cannot be reached."""
 

@@ -66,7 +66,7 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> Scalars:
             preemption.wait(run.compile_evaluators)
             distributed.gather("")  # from here on a signal stops all at the same batch
             for evaluator in run.evaluators:
-                result = evaluator.run(params, run.votes.check)
+                result = evaluator.run(params, run.check)
                 if distributed.is_first():
                     found |= result.scalars
                     tell_result(place, directory, evaluator.name, result)

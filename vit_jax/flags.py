@@ -1,14 +1,12 @@
 """What all commands share: flags, help, and mistakes that are told in one message."""
 
 import argparse
-import contextlib
 import io
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from vit_jax import __version__, errors
+from vit_jax import __version__, errors, streams
 
 _PREFIX = "--config."
 _BROKEN_PIPE = 128 + 13  # as shells say of what SIGPIPE has ended
@@ -112,17 +110,18 @@ def run(doc: str | None, argv: Sequence[str], command: Callable[[], int | None])
       argv: all arguments, for `--help` and `--version`.
       command: does the work; returns an exit code, or None for 0.
     """
+    streams.fill_closed()
     show_anything()
     try:
         try:
             code = _told(doc, argv, command)
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except BrokenPipeError:
         # Who read the output is gone, as `head` is: nobody is left to be told, and
         # Python would complain when it flushes at the end.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.settle()
         return _BROKEN_PIPE
     return code
 
@@ -139,7 +138,8 @@ def _told(
     try:
         return command() or 0
     except errors.Stop as stop:
-        print(f"{stop.label}: {stop}", file=sys.stderr)
+        streams.say(f"{stop.label}: {stop}", error=True)
+        streams.settle()
         return stop.exit_code
 
 

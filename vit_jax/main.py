@@ -30,7 +30,7 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from vit_jax import api, cluster, errors, flags, preemption, workdirs
+from vit_jax import api, cluster, errors, flags, preemption, streams, workdirs
 from vit_jax import config as configs
 
 
@@ -92,6 +92,7 @@ def run(argv: Sequence[str]) -> None:
 
 def script() -> None:
     """Runs the command line of this process, and ends it."""
+    streams.fill_closed()
     with preemption.handled(leave_at_second=True):
         code = main(sys.argv)
         if code == errors.Preempted.exit_code:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: noted at once, acted on where it is safe.
+"""Signals that stop or save a run: noted at once, acted on where it is safe.
 
 A handler of a signal can run between any two lines, so it only sets a flag. The loop
 asks for it each step; `wait` is for the calls that do not return for minutes (the
@@ -9,17 +9,21 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
 
+from vit_jax import streams
 from vit_jax.errors import Preempted
 
 T = TypeVar("T")
 
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SAVES = signal.SIGUSR1
+
 _requested = threading.Event()
+_save_requested = threading.Event()
 _received: list[int] = []
 _handling = False
 _others: list[Callable[[], bool]] = []
@@ -27,7 +31,9 @@ _others: list[Callable[[], bool]] = []
 
 @contextlib.contextmanager
 def handled(*, leave_at_second: bool = False) -> Iterator[None]:
-    """Takes over SIGTERM and SIGINT; gives them back at the end, as if none had come.
+    """Takes over `STOPS` and `SAVES`; gives them back at the end, as if none had come.
+
+    A SIGHUP that is ignored stays so: `nohup` has asked for that.
 
     Only the main thread can: in another one signals stay as they are. Within another
     such context this one does nothing.
@@ -42,6 +48,10 @@ def handled(*, leave_at_second: bool = False) -> Iterator[None]:
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
+        if number == SAVES:
+            tell("\nSIGUSR1 received: saving at the next safe point, and going on.\n")
+            _save_requested.set()
+            return
         if number == signal.SIGINT and _requested.is_set():
             if leave_at_second:
                 os._exit(Preempted.exit_code)
@@ -51,8 +61,11 @@ def handled(*, leave_at_second: bool = False) -> Iterator[None]:
         _received.append(number)
         _requested.set()
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, handle) for number in numbers}
+    before = {
+        number: signal.signal(number, handle)
+        for number in (*STOPS, SAVES)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    }
     _handling = True
     try:
         yield
@@ -66,6 +79,7 @@ def handled(*, leave_at_second: bool = False) -> Iterator[None]:
 def forget() -> None:
     """Forgets the signals that have come, and other processes: a run has ended."""
     _requested.clear()
+    _save_requested.clear()
     _received.clear()
     _others.clear()
 
@@ -76,13 +90,25 @@ def by_keyboard() -> bool:
 
 
 def tell(text: str) -> None:
-    """Writes to stderr at once: print is not reentrant, and may be interrupted."""
-    os.write(2, text.encode(errors="backslashreplace"))
+    """Writes to stderr at once: print is not reentrant, and may be interrupted.
+
+    Where nobody can be told (a closed terminal, a full disk) the run goes on.
+    """
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode(errors="backslashreplace"))
 
 
 def requested() -> bool:
     """Whether a signal has arrived."""
     return _requested.is_set()
+
+
+def take_save_request() -> bool:
+    """Whether a save has been asked for since the last call."""
+    asked = _save_requested.is_set()
+    if asked:
+        _save_requested.clear()
+    return asked
 
 
 def also_stop_when(condition: Callable[[], bool]) -> None:
@@ -134,6 +160,5 @@ def leave(code: int) -> None:
     """Ends the process without joining threads, which may be inside the compiler."""
     for child in multiprocessing.active_children():  # workers of the input pipeline
         child.kill()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    streams.settle()
     os._exit(code)

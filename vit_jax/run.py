@@ -7,7 +7,7 @@ values and objects; nobody reads a config.
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -23,6 +23,7 @@ from vit_jax import (
     preemption,
     progress,
     sharding,
+    waiting,
     workdirs,
 )
 from vit_jax import data as datasets
@@ -30,7 +31,7 @@ from vit_jax.checkpoints.teacher import read_teacher
 from vit_jax.data import Dataset, class_counts, remarks, sections
 from vit_jax.data.shapes import DataShape
 from vit_jax.distillation import Distillation, Teacher
-from vit_jax.errors import UserError
+from vit_jax.errors import Preempted, UserError
 from vit_jax.evaluators import EVALUATORS, Classification, Evaluator, Result
 from vit_jax.mixing import Mixing
 from vit_jax.program import Program
@@ -312,7 +313,7 @@ class Run:
 
         What this process had to skip in them is added to `found`.
 
-        A signal that reached the workers of the input pipeline too ends them early.
+        A signal ends them early if the next one is not there.
         """
         batches = self.dataset.train_batches(
             batch_size=self.batch_size,
@@ -322,16 +323,18 @@ class Run:
             rows=self.rows,
             num_classes=self.num_classes,
         )
-        with contextlib.closing(batches):
+        with contextlib.closing(waiting.batches(batches)) as read:
             while True:
                 try:
-                    batch = next(batches)
-                except StopIteration:
+                    batch = next(read, None)
+                except Preempted:
                     return
                 except Exception:  # raised again unless a signal explains it
                     if preemption.requested() and distributed.alone():
                         return
                     raise
+                if batch is None:
+                    return
                 if found is not None:
                     found += batches.skipped
                 batches.skipped.clear()
@@ -350,21 +353,40 @@ class Run:
             names += [name.replace("/", "/raw/", 1) for name in names]
         return names
 
-    def evaluate(self, state: TrainState, step: int) -> dict[str, Result]:
+    def check(self, save: Callable[[], None] | None = None) -> None:
+        """Called once a batch of an evaluation, to heed signals.
+
+        Args:
+          save: called if a save is asked for, on all processes alike.
+
+        Raises:
+          Preempted: if a signal to stop has arrived, on all processes alike.
+        """
+        vote = self.votes.ask()
+        if vote.stop:
+            raise Preempted
+        if vote.save and save is not None:
+            save()
+
+    def evaluate(
+        self, state: TrainState, step: int, check: Callable[[], None]
+    ) -> dict[str, Result]:
         """Results of the evaluations that are due, by name.
 
         Where there is an average of the parameters, they are of it, and the scalars
         NAME/raw/... of the parameters themselves.
 
-        Raises:
-          Preempted: if a signal arrives meanwhile, on all processes alike.
+        Args:
+          state: of the run.
+          step: that it is of.
+          check: called once a batch; what it raises ends the evaluation.
         """
         results: dict[str, Result] = {}
         for evaluator in self.evaluators:
             if evaluator.due(step, self.total_steps):
-                result = evaluator.run(state.best_params, self.votes.check)
+                result = evaluator.run(state.best_params, check)
                 if state.ema_params is not None:
-                    raw = evaluator.run(state.params, self.votes.check).scalars
+                    raw = evaluator.run(state.params, check).scalars
                     raw = {k.replace("/", "/raw/", 1): v for k, v in raw.items()}
                     scalars = result.scalars | raw
                     result = dataclasses.replace(result, scalars=scalars)

@@ -27,13 +27,16 @@ from vit_jax.errors import (
     NonFiniteLossError,
     OutOfMemory,
     Preempted,
+    Stop,
     UserError,
+    WorkerLost,
 )
 from vit_jax.evaluators import records
 from vit_jax.observer import Observer, Scalars, Tracer
 from vit_jax.run import Run
 from vit_jax.state import TrainState
 from vit_jax.timing import RunClock
+from vit_jax.votes import NOTHING, Vote
 
 # Called by the first process once nothing can be refused any more; see `train_from`.
 Begin = Callable[[Run, int, list[str]], None]
@@ -66,7 +69,7 @@ def train_and_evaluate(
                 lock.enter_context(workdirs.held(workdir))
         with distributed.agreed():
             run = Run(**config)
-            run.check_data()
+            preemption.wait(run.check_data)
         train_saved(workdir, config, run, clock, begin)
         if not distributed.is_first():
             return {}
@@ -101,6 +104,13 @@ def train_saved(
             saved.wait()
             where = summary.where_it_stands(saved, workdir)
             raise Preempted(f"{where}; run the same command to go on") from None
+        except WorkerLost as error:
+            if distributed.alone():
+                saved.wait()
+            raise WorkerLost(
+                f"{error} {summary.where_it_stands(saved, workdir)}; the same command "
+                "goes on from there"
+            ) from error
         except BadExample as error:
             if distributed.alone():  # else it is this process alone that knows
                 saved.wait()
@@ -201,7 +211,7 @@ def train(
     position, timer = saved.position, observer.timer
     profile = run.profile if distributed.is_first() else None
     if position.pending is not None:  # it was stopped during an evaluation
-        finish_step(run, state, saved, observer, workdir, position.pending, stop=False)
+        finish_step(run, state, saved, observer, workdir, position.pending, NOTHING)
     batches = run.batches(position.step, observer.bad_examples.found)
     with timer.waiting():
         batch = next(batches, None)
@@ -211,18 +221,39 @@ def train(
         jax.transfer_guard("disallow"),
     ):
         for step in range(position.step + 1, run.total_steps + 1):
+            if batch is None:
+                raise Preempted  # a signal came while the first one was waited for
             tracer.before(step)
             distributed.progress(step)
             state, scalars = train_step(state, batch)  # returns at once
             observer.push(step, scalars)  # reads the step before; raises if it was bad
             tracer.after(step, state)
-            with timer.waiting():
-                batch = next(batches, None)  # None: the last, or a signal ended them
-            stop = run.votes.stop()
-            if run.pauses_at(step) or saved.due(step) or stop:
+            try:
+                with timer.waiting():
+                    batch = next(batches, None)  # None: the last, or a signal came
+            except (OSError, Stop):
+                if distributed.alone():  # the others have begun the next step
+                    position.step, line = step, observer.drain()
+                    save_unfinished(run, state, saved, observer, line)
+                raise
+            vote = run.votes.ask()
+            if run.pauses_at(step) or saved.due(step) or any(vote):
                 # From here on this step is known to be good: never save a bad one.
                 position.step, line = step, observer.drain()
-                finish_step(run, state, saved, observer, workdir, line, stop=stop)
+                finish_step(run, state, saved, observer, workdir, line, vote)
+
+
+def save_unfinished(
+    run: Run, state: TrainState, saved: Checkpoints, observer: Observer, line: Scalars
+) -> None:
+    """Saves a step after which no batch can be read; its evaluations are owed."""
+    position = saved.position
+    if run.pauses_at(position.step):
+        position.pending = line
+    elif line:
+        observer.write(position.step, line)
+    observer.flush()
+    saved.save(state)
 
 
 def finish_step(
@@ -232,8 +263,7 @@ def finish_step(
     observer: Observer,
     workdir: epath.Path,
     line: Scalars,
-    *,
-    stop: bool,
+    vote: Vote,
 ) -> None:
     """What is due after a step: evaluations, its line, its checkpoint, in this order.
 
@@ -242,7 +272,8 @@ def finish_step(
 
     The line is durable before the checkpoint can be, so a run that resumes from it
     lacks no line. An evaluation that a signal cuts short is owed: its checkpoint holds
-    the line so far, and the resumed run evaluates first.
+    the line so far, and the resumed run evaluates first. So it is while an evaluation
+    goes on after a save that a signal asked for.
 
     Raises:
       Preempted: after a signal, with the state being saved.
@@ -250,12 +281,19 @@ def finish_step(
     """
     position, step = saved.position, saved.position.step
     owed = position.pending is not None
+
+    def save_owing() -> None:
+        nonlocal owed
+        owed, position.pending = True, line
+        observer.flush()
+        saved.save(state)
+
     with observer.timer.pause():
         try:
-            evaluated = run.evaluate(state, step)
-        except Preempted:
-            position.pending = line
-            saved.save(state)
+            evaluated = run.evaluate(state, step, lambda: run.check(save_owing))
+        except (Preempted, WorkerLost) as error:
+            if isinstance(error, Preempted) or distributed.alone():
+                save_owing()
             raise
         except NonFiniteLossError as error:
             if line:
@@ -278,9 +316,10 @@ def finish_step(
                 observer.logger.write_images(step, pictures)
         if line or results:
             observer.write(step, line | results)
-        stop = (stop or run.votes.stop()) and step < run.total_steps
+        vote = vote if vote.stop else Vote(*map(max, vote, run.votes.ask()))
+        stop, last = vote.stop and step < run.total_steps, step == run.total_steps
         best = saved.improves(results)
-        if saved.due(step) or best or stop or owed or step == run.total_steps:
+        if saved.due(step) or best or any(vote) or owed or last:
             observer.flush()
             saved.save(state)
         if stop:

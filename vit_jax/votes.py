@@ -1,7 +1,7 @@
-"""Whether to stop, decided so that all processes stop at the same step."""
+"""Whether to stop or to save, decided so that all processes do it at the same step."""
 
 import collections
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,28 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax import preemption
-from vit_jax.errors import Preempted
+
+
+class Vote(NamedTuple):
+    """What any process was told.
+
+    Attributes:
+      stop: to save and to stop.
+      save: to save and to go on.
+    """
+
+    stop: bool
+    save: bool
+
+
+NOTHING = Vote(stop=False, save=False)
 
 
 class Votes:
     """A vote among the processes, once a step and once a batch of an evaluation.
 
-    Each call of `stop` starts a program of its own on the devices, which is true if any
-    process was told to stop, and reads what the call before has started. By then the
+    Each call of `ask` starts a program of its own on the devices, which joins what the
+    processes were told, and reads what the call before has started. By then the
     devices have more to do, so they do not wait; and as all processes call in the same
     order, all get the same answer at the same call. With one process the answer is
     known at once, and nothing is started.
@@ -32,25 +46,22 @@ class Votes:
         mesh = Mesh(np.array(jax.devices()), "devices")
         ballots = NamedSharding(mesh, PartitionSpec("devices"))
         self._ballot = {
-            value: jax.make_array_from_callback(
-                (mesh.size,), ballots, lambda _, v=value: np.array([v])
+            vote: jax.make_array_from_callback(
+                (mesh.size, 2), ballots, lambda _, v=vote: np.array([v])
             )
-            for value in (False, True)
+            for vote in (Vote(a, b) for a in (False, True) for b in (False, True))
         }
         whole = NamedSharding(mesh, PartitionSpec())
-        count: Any = jax.jit(jnp.any, out_shardings=whole)
-        self._count = count.lower(self._ballot[False]).compile()
+        count: Any = jax.jit(lambda x: jnp.any(x, axis=0), out_shardings=whole)
+        self._count = count.lower(self._ballot[NOTHING]).compile()
 
-    def stop(self) -> bool:
-        """Whether any process had been told to stop at the call before."""
+    def ask(self) -> Vote:
+        """What any process had been told at the call before."""
+        mine = Vote(preemption.requested(), preemption.take_save_request())
         if self._alone:
-            return preemption.requested()
-        self._started.append(self._count(self._ballot[preemption.requested()]))
+            return mine
+        self._started.append(self._count(self._ballot[mine]))
         if len(self._started) < 2:
-            return False
-        return bool(jax.device_get(self._started.popleft()))
-
-    def check(self) -> None:
-        """Raises Preempted instead."""
-        if self.stop():
-            raise Preempted
+            return NOTHING
+        stop, save = jax.device_get(self._started.popleft()).tolist()
+        return Vote(stop, save)

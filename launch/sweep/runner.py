@@ -102,12 +102,13 @@ class Runner:
     def run(self) -> None:
         """Returns when all trials have ended, or after a signal all that were running.
 
-        The first SIGTERM or Ctrl-C is passed on as a SIGTERM, at which trials save and
-        stop; the second kills them.
+        The first SIGTERM, SIGHUP or Ctrl-C is passed on as a SIGTERM, at which trials
+        save and stop; the second kills them. `nohup` keeps a SIGHUP away, as ever.
         """
         handlers = {
             number: signal.signal(number, self._note)
-            for number in (signal.SIGTERM, signal.SIGINT)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
         }
         try:
             while self._running or not (self.stopped or self._is_done()):

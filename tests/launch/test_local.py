@@ -191,6 +191,38 @@ def test_nothing_is_left_when_the_launcher_is_killed(
     wait_until(lambda: not any(is_alive(pid) for pid in pids))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm and /proc")
+def test_a_process_that_is_killed_leaves_no_shared_memory() -> None:
+    """Nor what its children hold: Python's resource tracker removes it, if it lives."""
+    program = """
+import multiprocessing.shared_memory, os, subprocess, sys
+memory = multiprocessing.shared_memory.SharedMemory(create=True, size=1000)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+print(memory.name, child.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    launcher = """
+import os, sys, time
+from vit_jax.launch import local
+process = local.Process(0, [sys.executable, "-c", sys.argv[1]], {})
+print(os.read(process.fileno(), 1000).decode())
+while process.poll() is None:
+    time.sleep(0.01)
+process.close()
+sys.exit(process.poll())
+"""
+    # In a process of its own: this one has JAX, which warns of a fork.
+    ended = subprocess.run(
+        [sys.executable, "-c", launcher, program],
+        env=os.environ | {"PYTHONPATH": str(cli.ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert ended.returncode == 137
+    name, child = ended.stdout.split()
+    wait_until(lambda: not Path("/dev/shm", name).exists() and not is_alive(int(child)))
+
+
 def test_dry_run_prints_the_commands(tmp_path: Path, workdir: Path) -> None:
     output = run(tmp_path, "--processes=2", "--config.seed=3", "--dry_run")
     lines = [shlex.split(line) for line in output.splitlines()]

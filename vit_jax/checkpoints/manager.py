@@ -41,6 +41,10 @@ from vit_jax.checkpoints.reading import (
 from vit_jax.errors import Stop, UserError, did_you_mean
 from vit_jax.state import TrainState
 
+# Orbax gives a save up after so many seconds of the wall clock, which may jump when it
+# is set or the machine was suspended; and a slow disk is no error.
+_SAVE_SECONDS = 7 * 24 * 3600
+
 
 class Checkpoints:
     """Saves and restores train states in one directory.
@@ -114,7 +118,8 @@ class Checkpoints:
                 create=False,
                 enable_background_delete=True,
                 async_options=ocp.options.AsyncOptions(
-                    post_finalization_callback=self._write_manifest
+                    timeout_secs=_SAVE_SECONDS,
+                    post_finalization_callback=self._write_manifest,
                 ),
             ),
         )

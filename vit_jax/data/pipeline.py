@@ -5,20 +5,30 @@ neither threads nor workers can change what a batch holds.
 """
 
 import contextlib
+import multiprocessing
 import os
+import re
 import signal
+import threading
 from collections.abc import Iterator
 from typing import TypedDict
 
 from absl import flags
 
 from vit_jax.data.builder import Batch, BatchBuilder
+from vit_jax.errors import WorkerLost
 
 # Batches under construction at a time, and batches built ahead, in each process. The
 # images of a batch are spread over threads of their own, so more would only cost
 # memory: a batch of 4,096 images at 224 px is 617 MB.
 _BATCHES_AT_A_TIME = 2
 _BATCHES_AHEAD = 3
+_SHARED_MEMORY = "/dev/shm"
+# Grain's words for them.
+_WORKER_NAME = "grain-process-prefetch"
+_WORKER_ENDED = re.compile(r"terminated unexpectedly with exit code (-?\d+)")
+# By `vit_jax.preemption`, in the main process.
+_HEEDED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
 
 
 class Skipped(TypedDict):
@@ -65,8 +75,10 @@ class BatchIterator(Iterator[Batch]):
             with self._starting():
                 batch, bad = next(self._batches)
             self._starting = contextlib.nullcontext  # the workers have started
-        except BaseException:  # an error or an interrupt
+        except BaseException as error:  # an error or an interrupt
             self.close()
+            if found := _WORKER_ENDED.search(str(error)):
+                raise WorkerLost(explain_end(int(found[1]))) from error
             raise
         first = self._next * self._builder.batch_size
         self._next += 1
@@ -80,16 +92,49 @@ class BatchIterator(Iterator[Batch]):
         self._batches.close()
         self._builder.close()
 
+    def abandon(self) -> None:
+        """As `close`, but waits for nobody: a thread or worker may hang in a read."""
+        for child in multiprocessing.active_children():
+            if child.name.startswith(_WORKER_NAME):
+                child.kill()
+        threading.Thread(target=self.close, daemon=True, name="closing").start()
+
+
+def explain_end(code: int) -> str:
+    """Why a worker may have ended with this exit code, and what helps.
+
+    >>> explain_end(1)[:56]
+    'a worker of config.data.num_workers ended with exit code'
+    """
+    fewer = "lower config.data.num_workers or config.batch_size"
+    if code == -signal.SIGKILL:
+        return (
+            "a worker of config.data.num_workers was killed (SIGKILL), as Linux does "
+            f"when memory runs out: give the job more memory, or {fewer}."
+        )
+    if code == -signal.SIGBUS:
+        room = ""
+        with contextlib.suppress(OSError):
+            disk = os.statvfs(_SHARED_MEMORY)
+            room = f" of {disk.f_blocks * disk.f_frsize / 1e6:,.0f} MB"
+        return (
+            "a worker of config.data.num_workers was ended by SIGBUS: most likely "
+            f"{_SHARED_MEMORY}{room} is too small for its batches. Give it more "
+            f"(docker run --shm-size=16g, or --ipc=host), or {fewer}; 0 workers need "
+            "none."
+        )
+    return f"a worker of config.data.num_workers ended with exit code {code}."
+
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Holds SIGTERM and SIGINT back; they arrive at the end.
+    """Holds back the signals that the run heeds; they arrive at the end.
 
     Processes and threads that are started meanwhile keep them blocked: a signal to the
     whole process group is for the main process, which ends its workers when it has
     saved. A worker that died would leave Grain waiting for it for ever.
     """
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
     try:
         yield
     finally:

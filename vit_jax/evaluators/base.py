@@ -10,7 +10,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax import bad_examples, class_names, distributed, sharding, steps
+from vit_jax import (
+    bad_examples,
+    class_names,
+    distributed,
+    sharding,
+    steps,
+    waiting,
+)
 from vit_jax import data as datasets
 from vit_jax.checkpoints import position_embeddings
 from vit_jax.data import sections
@@ -335,8 +342,8 @@ class Examples:
         batches = self.dataset.eval_batches(
             batch_size=self.batch_size, rows=self._rows, num_classes=self._num_classes
         )
-        with contextlib.closing(batches):
-            for batch in batches:
+        with contextlib.closing(waiting.batches(batches)) as read:
+            for batch in read:
                 distributed.progress()
                 check()
                 yield sharding.put_batch(batch, self._sharding, self.batch_size)

@@ -1,0 +1,89 @@
+"""Waiting for batches, which may never come, in such a way that signals are heeded."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import Any, Protocol
+
+from vit_jax import distributed, preemption
+from vit_jax.errors import PeerLost, Preempted
+
+_POLL_SECONDS = 0.05
+# Of several processes one alone cannot stop: the others have begun the next step, and
+# wait for it. If the batch comes after all, they stop together.
+_PATIENCE_SECONDS = 20.0
+# One process need not wait, but most batches come soon; and a worker that is starting
+# would complain of a parent that is gone.
+_PATIENCE_ALONE_SECONDS = 6.0
+
+
+class Source(Protocol):
+    """What batches are read from; `abandon` is `close` that waits for nobody."""
+
+    def __next__(self) -> dict[str, Any]: ...
+
+    def close(self) -> None: ...
+
+    def abandon(self) -> None: ...
+
+
+def batches(source: Source) -> Generator[dict[str, Any], None, None]:
+    """The batches of `source`, which is closed at the end.
+
+    A thread asks for each batch when it is wanted, not before.
+
+    Raises:
+      Preempted: if a signal came some seconds ago and the batch did not.
+      PeerLost: if one came some time ago, on one of several.
+    """
+    wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def read() -> None:
+        while wanted.get():
+            try:
+                found.put(next(source))
+            except BaseException as error:  # raised by the caller's thread below
+                found.put(error)
+
+    threading.Thread(target=read, daemon=True, name="reader").start()
+    close: Callable[[], None] = source.close
+    try:
+        while True:
+            wanted.put(True)
+            try:
+                result = _get(found)
+            except BaseException:
+                close = source.abandon
+                raise
+            if isinstance(result, StopIteration):
+                return
+            if isinstance(result, BaseException):
+                raise result
+            yield result
+    finally:
+        wanted.put(False)
+        close()
+
+
+def _get(found: queue.SimpleQueue[Any]) -> Any:
+    asked: float | None = None  # when a signal was first seen
+    while True:
+        try:
+            return found.get(timeout=_POLL_SECONDS)
+        except queue.Empty:
+            pass
+        try:
+            preemption.check()
+        except Preempted:
+            asked = asked or time.monotonic()
+            waited = time.monotonic() - asked
+            if distributed.alone():
+                if waited > _PATIENCE_ALONE_SECONDS:
+                    raise
+            elif waited > _PATIENCE_SECONDS:
+                raise PeerLost(
+                    "a signal asks to stop, but this process waits for data, and the "
+                    "others for it: they can save no step that it has not done"
+                ) from None
