@@ -108,6 +108,7 @@ FOR_LAUNCHERS = {
     "etils.epath",
     "matplotlib.figure",
     "optuna",
+    "vit_jax.authentication",
     "vit_jax.config",
     "vit_jax.errors",
     "vit_jax.flags",
