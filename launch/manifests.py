@@ -244,10 +244,12 @@ def _pod(
 def escaped(argument: str) -> str:
     """An argument in which Kubernetes finds no variable to expand.
 
-    >>> escaped("--config.data.data_dir=/data/$(x)")
-    '--config.data.data_dir=/data/$$(x)'
+    It reads "$$" as "$", wherever it stands, and "$(NAME)" as a variable.
+
+    >>> escaped("--config.data.data_dir=/data/$(x)/$$")
+    '--config.data.data_dir=/data/$$(x)/$$$$'
     """
-    return argument.replace("$(", "$$(")
+    return argument.replace("$", "$$")
 
 
 def _megascale(name: str, slices: int) -> list[Object]:

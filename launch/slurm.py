@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vit_jax.authentication import RUN_KEY
 from vit_jax.errors import UserError
 from vit_jax.launch import job
 
@@ -33,6 +34,8 @@ esac
 mkdir -p "$workdir" || exit 2
 exec >>"$workdir/slurm.log" 2>&1 || exit 2
 export PYTHONUNBUFFERED=1
+# The tasks know each other by it. Drawn here, so that no file and no `ps` shows it.
+export {run_key}="$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')"
 # srun of 22.05 and later does not take it from the job by itself.
 [ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 trap 'cancelled=yes' TERM
@@ -202,6 +205,7 @@ def script(jobs: Sequence[job.Job], options: Options) -> str:
         srun_flags=shlex.join([*srun_flags, *(["--label"] if tasks > 1 else [])]),
         final_codes=" | ".join(map(str, job.FINAL_CODES)),
         limit=_LIMIT,
+        run_key=RUN_KEY,
     )
 
 

@@ -4,20 +4,22 @@ import contextlib
 import dataclasses
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vit_jax import processes
-from vit_jax.heartbeats import Beat, Heartbeats, Peer, verdict
+from vit_jax.authentication import Datagrams
+from vit_jax.heartbeats import Beat, Heartbeats, Peer, decode, encode, verdict
 
 
 def peer(process: int, *, heard: float = 0, moved: float = 0, **beat: Any) -> Peer:
@@ -133,9 +135,20 @@ def sockets() -> Iterator[list[socket.socket]]:
         yield found
 
 
-def test_over_datagrams(sockets: list[socket.socket]) -> None:
-    """The other process is played by the test: it beats, moves off, and ends."""
-    mine, other, elsewhere = sockets
+KEY = b"of this run"
+
+
+@dataclasses.dataclass
+class Listening:
+    """Process 0, which hears of process 1 what the test sends."""
+
+    beats: Heartbeats
+    there: Peer
+    lost: list[str]
+    done: threading.Event
+
+
+def listening(mine: socket.socket, other: socket.socket, silent: float) -> Listening:
     now = time.monotonic()
     there = Peer("there", [other.getsockname()], Beat(1), heard=now, moved=now)
     lost: list[str] = []
@@ -144,29 +157,123 @@ def test_over_datagrams(sockets: list[socket.socket]) -> None:
         Beat(0, step=3),
         {1: there},
         mine,
-        run="this run",
-        silent=1.0,
+        datagrams=Datagrams(KEY, 0),
+        silent=silent,
         stalled=60.0,
         signalled=lambda: False,
         on_loss=lambda verdict: (lost.append(verdict), done.set()),
     )
     beats.start()
     other.settimeout(5)
-    told = json.loads(other.recv(4096))
-    assert (told["process"], told["step"], told["run"]) == (0, 3, "this run")
-    # Noise, and another run, say nothing of this one.
-    other.sendto(b"\xff", mine.getsockname())
-    for fields in ({"run": "another"}, {"run": "this run", "process": 7}, {}):
-        beat = {"process": 1, "signalled": True} | fields
-        other.sendto(json.dumps(beat).encode(), mine.getsockname())
+    return Listening(beats, there, lost, done)
+
+
+def signed(beat: Beat, number: int, key: bytes = KEY, sender: int = 1) -> bytes:
+    content = encode(beat, Datagrams.room())
+    return Datagrams(key, sender).seal(content, receiver=0, number=number)
+
+
+def test_over_datagrams(sockets: list[socket.socket]) -> None:
+    """The other process is played by the test: it beats, moves off, and ends."""
+    mine, other, elsewhere = sockets
+    run = listening(mine, other, silent=1.0)
+    sender, content = Datagrams(KEY, 1).open(other.recv(4096)) or (None, b"")
+    told = json.loads(content)
+    assert (sender, told["process"], told["step"]) == (0, 0, 3)
+    # Noise, another run, and a process that is not there, say nothing of this one.
+    there = mine.getsockname()
+    stop = Beat(1, signalled=True)
+    for data in (
+        b"\xff",
+        signed(stop, 1, key=b"of another run"),
+        signed(stop, 2, sender=7),
+        Datagrams(KEY, 1).seal(b"{}", receiver=0, number=3),
+        json.dumps(dataclasses.asdict(stop)).encode(),
+    ):
+        other.sendto(data, there)
     # A beat from another address: it is answered there.
-    beat = {"process": 1, "step": 2, "ticks": 2, "run": "this run"}
-    elsewhere.sendto(json.dumps(beat).encode(), mine.getsockname())
+    elsewhere.sendto(signed(Beat(1, step=2, ticks=2), 4), there)
     elsewhere.settimeout(5)
-    assert json.loads(elsewhere.recv(4096))["process"] == 0
-    assert not beats.said(lambda beat: beat.signalled)
-    assert done.wait(10)
-    assert lost == ["no sign of life for 1 s from process 1 (there) since step 2"]
+    assert Datagrams(KEY, 1).open(elsewhere.recv(4096)) is not None
+    assert not run.beats.said(lambda beat: beat.signalled)
+    assert run.done.wait(10)
+    assert run.lost == ["no sign of life for 1 s from process 1 (there) since step 2"]
+
+
+def test_what_came_before_does_nothing(sockets: list[socket.socket]) -> None:
+    """Sent again, from wherever, it neither keeps a process alive nor is answered."""
+    mine, other, elsewhere = sockets
+    run = listening(mine, other, silent=1.0)
+    beat = signed(Beat(1, step=2, ticks=2), 5)
+    other.sendto(beat, mine.getsockname())
+    wait_until(lambda: run.there.known)
+    heard, began = run.there.heard, time.monotonic()
+    while not run.done.wait(0.05):
+        elsewhere.sendto(beat, mine.getsockname())
+        elsewhere.sendto(signed(Beat(1, step=1, ticks=2), 4), mine.getsockname())
+        assert time.monotonic() - began < 10
+    assert run.there.heard == heard
+    assert run.there.addresses == [other.getsockname()]
+    assert run.lost == ["no sign of life for 1 s from process 1 (there) since step 2"]
+
+
+def test_nothing_from_outside_ends_it(sockets: list[socket.socket]) -> None:
+    """Noise of all lengths, and good datagrams that were changed, in any mixture."""
+    mine, other, elsewhere = sockets
+    run = listening(mine, other, silent=30.0)
+    there, random_ = mine.getsockname(), random.Random(0)
+    good = signed(Beat(1, left=2, reason="no"), 1)
+    hostile = [b"", b"[" * 60_000, b"9" * 5000, bytes(65_000), good[:-1], good + b" "]
+    for _ in range(3000):
+        changed = bytearray(good)
+        changed[random_.randrange(len(good))] ^= 1 << random_.randrange(8)
+        hostile += [bytes(changed), random_.randbytes(random_.randrange(300))]
+    for i, data in enumerate(hostile):
+        elsewhere.sendto(data, there)
+        if i % 50 == 0:
+            time.sleep(0.001)  # so that they are read, and not dropped by the kernel
+    assert not run.there.known
+    number = 1
+    while not run.there.known:  # it still listens
+        other.sendto(signed(Beat(1, step=9), number), there)
+        number += 1
+        time.sleep(0.01)
+        assert number < 1000
+    assert run.there.beat.step == 9
+    assert run.lost == []
+    run.beats.me.left = 1  # ends the thread
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_a_reason_of_any_length_fits_a_datagram() -> None:
+    for letter in ("x", "\0", "\udcff", "\U0001f600"):
+        beat = Beat(1, step=2**60, ticks=2**60, left=1, reason=letter * 5000)
+        found = decode(encode(beat, Datagrams.room()))
+        assert found is not None and 200 <= len(found.reason) <= 2000
+        assert found == dataclasses.replace(beat, reason=found.reason)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[" * 4000,
+        b"{}",
+        b"null",
+        b'{"process": "1"}',
+        b'{"process": 1, "step": 1e400}',
+        b'{"process": 1, "left": true}',
+        b'{"process": 1, "news": 1}',
+        b"\xff",
+    ],
+)
+def test_beats_of_another_version_are_none(data: bytes) -> None:
+    assert decode(data) is None
 
 
 def test_the_first_to_know_is_believed() -> None:

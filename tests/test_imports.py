@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 # other of its own layer. `__init__` is the public face and stands on top of all.
 LAYERS: tuple[set[str], ...] = (
     {"durable", "errors", "lettering", "processes", "streams"},
+    {"authentication"},
     {
         "class_names",
         "cluster",
@@ -108,6 +109,7 @@ FOR_LAUNCHERS = {
     "etils.epath",
     "matplotlib.figure",
     "optuna",
+    "vit_jax.authentication",
     "vit_jax.config",
     "vit_jax.errors",
     "vit_jax.flags",

@@ -5,6 +5,8 @@ With one process nothing here does anything.
 
 import contextlib
 import dataclasses
+import errno
+import ipaddress
 import json
 import secrets
 import socket
@@ -17,7 +19,7 @@ from typing import Any
 import jax
 from jax._src.distributed import global_state  # no public name; Orbax uses it too
 
-from vit_jax import preemption, processes, relay
+from vit_jax import authentication, preemption, processes, relay
 from vit_jax.cluster import Place
 from vit_jax.errors import PeerLost, Preempted, Stop, UserError
 from vit_jax.heartbeats import ORDERLY, Address, Beat, Heartbeats, Peer
@@ -85,16 +87,18 @@ def _explain(error: BaseException, peer_timeout: float) -> None:
 
 def _join(place: Place, peer_timeout: float, stall_timeout: float) -> None:
     global _heartbeats, _place
+    key = authentication.run_key()
     late = threading.Timer(JOIN_SECONDS, _too_late, [place])
     late.daemon = True
     late.start()
     host, _, port = place.coordinator.rpartition(":")
     family, address = _resolve(host.strip("[]"), int(port))
-    coordinator = place.coordinator
+    gate = None
     if place.process_id == 0:
-        _check_free(int(port))
+        gate, coordinator = _open_gate(place, family, address, key)
     else:
-        coordinator = relay.start(*address)
+        refused = _Refused(place, peer_timeout)
+        coordinator = relay.start(*address, place.process_id, key, refused)
     # It would take SIGTERM over.
     jax.config.update("jax_enable_preemption_service", False)
     ids = place.local_device_ids
@@ -104,18 +108,21 @@ def _join(place: Place, peer_timeout: float, stall_timeout: float) -> None:
         place.process_id,
         local_device_ids=None if ids is None else list(ids),
         cluster_detection_method="deactivate",  # `cluster.find` has done it
+        coordinator_bind_address=coordinator,
         initialization_timeout=_NEVER_SECONDS,
         heartbeat_timeout_seconds=_NEVER_SECONDS,
     )
     _place = place
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    sock.bind(("", 0))
+    identity = processes.own()
+    machines = set(_exchange(identity.machine))  # from here on all have joined
+    used = {_route(family, address)} if gate is None else gate.interfaces
+    sock = _socket(family, used, one_machine=len(machines) == 1 and machines != {""})
     me = {
         "host": socket.gethostname(),
         "address": _route(family, address),
         "port": sock.getsockname()[1],
-        "run": secrets.token_hex(8),
-        "identity": dataclasses.asdict(processes.own()),
+        "secret": secrets.token_hex(32),
+        "identity": dataclasses.asdict(identity),
     }
     all_of_them = [json.loads(text) for text in _exchange(json.dumps(me))]
     peers = {
@@ -123,11 +130,12 @@ def _join(place: Place, peer_timeout: float, stall_timeout: float) -> None:
         for i, told in enumerate(all_of_them)
         if i != place.process_id
     }
+    beat_key = authentication.tag(key, all_of_them[0]["secret"].encode())
     heartbeats = Heartbeats(
         Beat(place.process_id),
         peers,
         sock,
-        run=all_of_them[0]["run"],
+        datagrams=authentication.Datagrams(beat_key, place.process_id),
         silent=peer_timeout,
         stalled=stall_timeout,
         signalled=preemption.requested,
@@ -137,6 +145,89 @@ def _join(place: Place, peer_timeout: float, stall_timeout: float) -> None:
     heartbeats.start()
     _heartbeats = heartbeats
     late.cancel()
+
+
+def _open_gate(
+    place: Place, family: socket.AddressFamily, address: Address, key: bytes
+) -> tuple[relay.Gate, str]:
+    """Listens for the others; also where JAX's service is to listen, HOST:PORT."""
+    given = place.coordinator.rpartition(":")[0].strip("[]")
+    server = _listen(given, family, address)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        service = free.getsockname()[1]
+    gate = relay.Gate(server, service, place.num_processes, key)
+    gate.start()
+    return gate, f"127.0.0.1:{service}"
+
+
+def _listen(
+    given: str, family: socket.AddressFamily, address: Address
+) -> socket.socket:
+    """A socket at the address of process 0; at all of this machine's if it must be.
+
+    It must if the address is none of this machine's own (others may reach it by one
+    that is translated), or if a name is of the loopback here, and elsewhere not.
+    """
+    host, port = address
+    if given != "localhost" and given != host and _is_loopback(host):
+        host = ""
+    for bound in (host, ""):
+        try:
+            return socket.create_server((bound, port), family=family, backlog=1024)
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL and bound:
+                continue
+            raise UserError(
+                f"process 0 cannot listen at port {port} ({error.strerror}): give "
+                "another --coordinator_address, to all processes"
+            ) from error
+    raise AssertionError(host)
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address).is_loopback
+
+
+class _Refused:
+    """What is done when process 0 refuses this one: told once, and later the end."""
+
+    def __init__(self, place: Place, patience: float) -> None:
+        self._place, self._patience = place, patience
+        self._since = time.monotonic()
+        self._told = ""
+
+    def __call__(self, answer: relay.Answer) -> None:
+        place = self._place
+        why = (
+            f"the run at {place.coordinator} has a process {place.process_id} already: "
+            "this one was started twice, or replaces one that the run still waits for"
+            if answer == "taken"
+            else f"{place.coordinator} does not take this process for one of its run: "
+            f"is {authentication.RUN_KEY} in the environment of all processes the same?"
+        )
+        if answer != self._told:
+            preemption.tell(
+                f"{why}\nwaiting up to {self._patience:g} s for a run that has room\n"
+            )
+            self._told, self._since = answer, time.monotonic()
+        if time.monotonic() - self._since > self._patience:
+            _end(why)
+
+
+def _socket(
+    family: socket.AddressFamily, used: set[str], *, one_machine: bool
+) -> socket.socket:
+    """A UDP socket at the one interface over which the others are reached.
+
+    At all of them where that is not one, or where it is the loopback and there are
+    other machines.
+    """
+    only = next(iter(used)) if len(used) == 1 else ""
+    if only and _is_loopback(only) and not one_machine:
+        only = ""
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock.bind((only, 0))
+    return sock
 
 
 def _peer(process: int, told: dict[str, Any], coordinator: str) -> Peer:
@@ -173,18 +264,6 @@ def _route(family: socket.AddressFamily, address: Address) -> str:
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(address)
         return probe.getsockname()[0]
-
-
-def _check_free(port: int) -> None:
-    """gRPC would share a port that another process listens at, or end this one."""
-    try:
-        with socket.create_server(("", port), reuse_port=False):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"process 0 cannot listen at port {port} ({error.strerror}): give another "
-            "--coordinator_address, to all processes"
-        ) from error
 
 
 def _too_late(place: Place) -> None:

@@ -3,13 +3,13 @@
 Each process sends a datagram a second to each other one, from a thread, and judges by
 itself whom it has not heard: no process and no service has to live for that. A beat
 says where the loop is, so that one who is alive and never moves is found too, and the
-last beats of a process say that, and why, it leaves.
+last beats of a process say that, and why, it leaves. What is not signed by a process of
+this run is dropped unread (`vit_jax.authentication`).
 """
 
 import contextlib
 import dataclasses
 import json
-import select
 import socket
 import threading
 import time
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from vit_jax import processes
+from vit_jax.authentication import MAX_DATAGRAM, Datagrams
 from vit_jax.errors import NonFiniteLossError, PeerLost, Preempted
 
 Address = tuple[str, int]
@@ -25,8 +26,8 @@ Address = tuple[str, int]
 ORDERLY = (0, NonFiniteLossError.exit_code, Preempted.exit_code)
 
 _LAST_BEATS, _LAST_BEATS_APART = 3, 0.02  # datagrams may be lost
-_MOST_BYTES = 1 << 16
-_MOST_REASON = 2000
+# Characters of a reason, of which one may take twelve bytes as JSON: the most that fit.
+_MOST_REASON = (2000, 600, 200)
 # A process says goodbye before it ends; its last beats may still be under way.
 _GOODBYE_SECONDS = 3.0
 
@@ -156,7 +157,7 @@ class Heartbeats:
         peers: Mapping[int, Peer],
         sock: socket.socket,
         *,
-        run: str,
+        datagrams: Datagrams,
         silent: float,
         stalled: float,
         signalled: Callable[[], bool],
@@ -168,14 +169,14 @@ class Heartbeats:
           me: of this process; the loop writes its step and ticks.
           peers: by number; nobody counts as silent before `silent` has passed.
           sock: a UDP socket that the others know the address of.
-          run: tells this run's datagrams from any others'.
+          datagrams: signs what is sent, and tells what is of this run.
           silent: see `verdict`.
           stalled: see `verdict`.
           signalled: asked before each beat.
           on_loss: called with a verdict, once, in the thread.
         """
         self.me, self.peers = me, peers
-        self._sock, self._run = sock, run
+        self._sock, self._datagrams = sock, datagrams
         self._silent, self._stalled = silent, stalled
         self._signalled, self._on_loss = signalled, on_loss
         self._interval = min(1.0, silent / 10)
@@ -189,7 +190,7 @@ class Heartbeats:
 
     def say_goodbye(self, code: int, reason: str) -> None:
         """Tells the others that this process leaves, and why."""
-        self.me.reason = reason[:_MOST_REASON]
+        self.me.reason = reason
         self.me.left = code
         for _ in range(_LAST_BEATS):
             self._send()
@@ -230,11 +231,14 @@ class Heartbeats:
 
     def _send(self) -> None:
         self.me.signalled = self.me.signalled or self._signalled()
-        beat = dataclasses.asdict(self.me) | {"run": self._run}
-        data = json.dumps(beat).encode()
-        for peer in self.peers.values():
+        content, number = (
+            encode(self.me, self._datagrams.room()),
+            self._datagrams.next(),
+        )
+        for process, peer in self.peers.items():
             if peer.beat.left is not None:
                 continue
+            data = self._datagrams.seal(content, receiver=process, number=number)
             for address in peer.addresses:
                 with contextlib.suppress(OSError):  # no route now: silence will tell
                     self._sock.sendto(data, address)
@@ -243,17 +247,44 @@ class Heartbeats:
         """Takes the beats that come within so many seconds."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            if not select.select([self._sock], [], [], left)[0]:
-                return
-            data, address = self._sock.recvfrom(_MOST_BYTES)
             try:
-                fields = json.loads(data)
-                if fields.pop("run") != self._run:
-                    continue
-                beat = Beat(**fields)
-                peer = self.peers[beat.process]
-            except (ValueError, TypeError, LookupError, AttributeError):
-                continue  # not of this run
+                self._sock.settimeout(left)
+                data, address = self._sock.recvfrom(MAX_DATAGRAM + 1)
+            except TimeoutError:
+                return
+            except OSError:  # the system passes on what became of one that was sent
+                time.sleep(min(left, _LAST_BEATS_APART))
+                continue
+            if (opened := self._datagrams.open(data)) is None:
+                continue
+            sender, content = opened
+            beat = decode(content)
+            if beat is None or beat.process != sender or sender not in self.peers:
+                continue
             # It can be reached where its beats come from, whatever it said itself.
+            peer = self.peers[sender]
             peer.addresses = [address[:2]]
             peer.update(beat, time.monotonic())
+
+
+def encode(beat: Beat, room: int) -> bytes:
+    """A beat as bytes, its reason cut so that they are at most `room`."""
+    for most in _MOST_REASON:
+        short = dataclasses.replace(beat, reason=beat.reason[:most])
+        data = json.dumps(dataclasses.asdict(short)).encode()
+        if len(data) <= room:
+            return data
+    raise AssertionError("a beat is longer than a datagram")
+
+
+def decode(data: bytes) -> Beat | None:
+    """The beat that `encode` has written; None if it is of another version."""
+    try:
+        fields = json.loads(data)
+        beat = Beat(**fields)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    whole = all(type(n) is int for n in (beat.process, beat.step, beat.ticks))
+    whole = whole and (beat.left is None or type(beat.left) is int)
+    whole = whole and type(beat.signalled) is bool and type(beat.reason) is str
+    return beat if whole else None

@@ -261,7 +261,8 @@ def test_a_jobset_that_crashes_for_ever_is_given_up(cluster: Cloud):
 def test_a_job_on_gpus(cluster: Cloud, capfd):
     """Pods that crash or are evicted are replaced; the run finds its coordinator."""
     cluster.will(codes=[1], evict_at=[5])
-    literal = "--config.data.data_dir=gs://b/$(JOB_COMPLETION_INDEX)/$HOME 'x'"
+    variable = "$(JOB_COMPLETION_INDEX)"
+    literal = f"--config.data.data_dir=gs://b/{variable}/$HOME $$ $${variable}$$$x 'x'"
     assert gke.main([*GPU, "--follow", "--name=two", literal]) == 0
     assert_done(cluster)
     assert json.loads((cluster.root / "run" / "finished").read_text())[2:] == [

@@ -102,6 +102,8 @@ def test_processes_train_together(tmp_path: Path, workdir: Path) -> None:
         addresses.add(address)
         assert given["environment"]["XLA_FLAGS"].endswith("device_count=2")
         assert given["environment"]["JAX_PLATFORMS"] == "cpu"
+    (key,) = {given["environment"]["VIT_JAX_RUN_KEY"] for given in processes}
+    assert len(key) == 64 and key not in str([given["argv"] for given in processes])
     assert len(addresses) == 1
     assert addresses.pop().startswith("--coordinator_address=127.0.0.1:")
 

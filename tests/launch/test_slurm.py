@@ -94,6 +94,12 @@ def test_an_interrupted_run_is_requeued_and_finishes(
     reached = (workdir / "checkpoints" / "2").exists
     assert cluster.run_queue(reached, event) == [0]
     assert programs.steps(workdir) == list(range(1, programs.STEPS + 1))
+    keys = set()
+    for start in programs.starts(workdir):
+        (key,) = {given["environment"]["VIT_JAX_RUN_KEY"] for given in start}
+        assert len(key) == 64  # the same for all of a start
+        keys.add(key)
+    assert len(keys) == 2
     assert len(programs.starts(workdir)) == 2
     assert "restart 1, from step" in log(workdir)
     assert ("saved at" in log(workdir)) == (event is preempt)

@@ -308,17 +308,19 @@ def field(variable: Object) -> str:
 
 
 def expanded(text: str, env: dict[str, str]) -> str:
-    """$(NAME) replaced, $$(NAME) left as $(NAME), unknown names as they are.
+    """$$ read as $, $(NAME) replaced, unknown names left as they are.
 
-    https://kubernetes.io/docs/tasks/inject-data-application/define-command-argument-container/
+    From the left, as in k8s.io/kubernetes/third_party/forked/golang/expansion, by what
+    https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/ says
+    of `command`.
     """
 
     def replace(match: re.Match[str]) -> str:
-        if match[0].startswith("$$"):
-            return match[0][1:]
+        if match[0] == "$$":
+            return "$"
         return env[match[1]] if match[1] in env else match[0]
 
-    return re.sub(r"\$?\$\((\w+)\)", replace, text)
+    return re.sub(r"\$\$|\$\(([^)]*)\)", replace, text)
 
 
 if __name__ == "__main__":
