@@ -42,7 +42,8 @@ test: .venv/.dev  ## the default tests (PYTEST_ARGS="-k resume -x")
 check: lint type test  ## lint, types and the default tests: run it before a commit
 
 test-slow: .venv/.dev  ## the tests marked slow: kill campaigns, accuracy
-	$(BIN)/python $(PYTEST) -m "slow and not crosscheck" $(PYTEST_ARGS)
+	$(BIN)/python $(PYTEST) -m "slow and not crosscheck and not campaign" \
+	    $(PYTEST_ARGS)
 
 test-crosscheck: .venv-crosscheck/.dev  ## against timm and transformers (PyTorch: 700 MB)
 	.venv-crosscheck/bin/python -m pytest -m crosscheck $(PYTEST_ARGS)
@@ -91,7 +92,9 @@ test-latest: .venv-latest/.dev  ## the default tests on Python 3.12 with the new
 	# Runs of several processes, those that are killed, and launchers take as long as all
 	# other tests; `make test` has them.
 	.venv-latest/bin/python $(PYTEST) --ignore=tests/test_hosts.py \
-	    --ignore=tests/test_resume.py --ignore=tests/launch $(PYTEST_ARGS)
+	    --ignore=tests/test_resume.py --ignore=tests/test_train.py \
+	    --ignore=tests/test_finetuning.py --ignore=tests/test_class_names.py \
+	    --ignore=tests/launch $(PYTEST_ARGS)
 
 test-lowest: .venv-lowest/.dev  ## the default tests on Python 3.11 with our lower bounds
 	.venv-lowest/bin/python $(PYTEST) $(PYTEST_ARGS)

@@ -12,6 +12,7 @@ from vit_jax.checkpoints import Checkpoints
 from vit_jax.evaluators import Classification
 from vit_jax.observer import Observer
 
+pytestmark = pytest.mark.slow
 ARGS = (
     f"--config={cli.EVERYTHING}",
     "--config.total_steps=14",

@@ -14,6 +14,7 @@ from tests.test_preemption import ARGS, AT, assert_same_run, at_step, send, whol
 from vit_jax.data.builder import BatchBuilder
 
 __all__ = ["whole"]  # a fixture
+pytestmark = pytest.mark.slow
 
 
 def hang_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> threading.Event:

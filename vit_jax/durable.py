@@ -1,5 +1,6 @@
 """Files that a crash of the machine leaves whole: the old content or the new one."""
 
+import errno
 import os
 
 from etils import epath
@@ -45,3 +46,14 @@ def sync(path: os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def explained(error: OSError) -> str:
+    """What the system says of a file that cannot be written, and what helps.
+
+    >>> explained(OSError(28, "No space left on device"))
+    'No space left on device: make room and run the same command again'
+    """
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    advice = ": make room and run the same command again" if full else ""
+    return f"{error.strerror or error}{advice}"

@@ -157,4 +157,4 @@ def user_errors(path: epath.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise UserError(f"Cannot write {path}: {e.strerror or e}.") from e
+        raise UserError(f"Cannot write {path}: {durable.explained(e)}.") from e

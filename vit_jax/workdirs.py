@@ -8,7 +8,6 @@ tensorboard/.
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -234,11 +233,7 @@ def write_atomically(path: epath.Path, content: str | bytes) -> None:
         data = content.encode() if isinstance(content, str) else content
         durable.write(path, data)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = ": make room and run the same command again" if full else ""
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}{advice}"
-        ) from error
+        raise UserError(f"cannot write {path}: {durable.explained(error)}") from error
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:

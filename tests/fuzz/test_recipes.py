@@ -229,7 +229,10 @@ def seconds(inputs: Iterator[bytes]) -> Iterator[bytes]:
         yield data
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model",
+    [m if m == "vit" else pytest.param(m, marks=pytest.mark.campaign) for m in MODELS],
+)
 @pytest.mark.usefixtures("bounded")
 def test_values(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through all that training does before it compiles anything."""

@@ -207,7 +207,10 @@ os.kill(os.getpid(), 9)
 import os, sys, time
 from vit_jax.launch import local
 process = local.Process(0, [sys.executable, "-c", sys.argv[1]], {})
-print(os.read(process.fileno(), 1000).decode())
+said = b""
+while not said.endswith(b"\\n"):
+    said += os.read(process.fileno(), 1000)
+print(said.decode())
 while process.poll() is None:
     time.sleep(0.01)
 process.close()
