@@ -158,5 +158,5 @@ def test_a_run_that_does_not_fit(tmp_path: Path) -> None:
             f"--workdir={tmp_path}",
         )
     )
-    assert "allocating 1.5" in told
+    assert "Out of memory allocating" in told
     assert "lower config.batch_size (1,024)" in told
