@@ -15,15 +15,18 @@ def names(config: Plain) -> list[str]:
     # Imported here: see `schema.owners`.
     from vit_jax import observer
     from vit_jax.evaluators import EVALUATORS
+    from vit_jax.evaluators.base import ResultsOf
 
     found = [f"train/{what}" for what in observer.TRAIN_SCALARS]
     for name, entry in config["evals"].items():
         data = {**config["data"], **entry["data"]}
         results = EVALUATORS[entry["type"]].possible_results(
             entry,
-            num_classes=config["model"]["num_classes"],
-            loss=config["loss"]["name"],
-            skips=data["on_bad_example"] == "skip",
+            ResultsOf(
+                num_classes=config["model"]["num_classes"],
+                loss=config["loss"]["name"],
+                skips=data["on_bad_example"] == "skip",
+            ),
         )
         found += [f"{name}/{what}" for what in results]
         if config["ema"] is not None:

@@ -4,7 +4,7 @@ import abc
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -51,6 +51,20 @@ class Result:
     record: dict[str, Any]
     pictures: dict[str, Draw] = dataclasses.field(default_factory=dict)
     last_pictures: dict[str, Draw] = dataclasses.field(default_factory=dict)
+
+
+class ResultsOf(NamedTuple):
+    """What the names of an evaluation's results depend on, beside its own keys.
+
+    Attributes:
+      num_classes: of the head, None if the data will say.
+      loss: `config.loss.name`.
+      skips: whether bad examples of the evaluation's data are left out.
+    """
+
+    num_classes: int | None
+    loss: str
+    skips: bool
 
 
 class Evaluator(abc.ABC):
@@ -123,21 +137,12 @@ class Evaluator(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def possible_results(
-        cls,
-        entry: Mapping[str, Any],
-        *,
-        num_classes: int | None,
-        loss: str,
-        skips: bool,
-    ) -> list[str]:
+    def possible_results(cls, entry: Mapping[str, Any], of: ResultsOf) -> list[str]:
         """Names of scalars, without NAME/, that an entry may have; opens no data.
 
         Args:
           entry: of `config.evals`, complete.
-          num_classes: of the head, None if the data will say.
-          loss: `config.loss.name`.
-          skips: whether bad examples of its data are left out.
+          of: what else the names depend on.
         """
 
     @abc.abstractmethod

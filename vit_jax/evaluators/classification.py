@@ -11,7 +11,14 @@ from vit_jax import steps
 from vit_jax.data import catalog
 from vit_jax.errors import UserError
 from vit_jax.evaluators import confusion, mistakes, multilabel, scores
-from vit_jax.evaluators.base import Draw, Evaluator, Examples, Result, a_batch_late
+from vit_jax.evaluators.base import (
+    Draw,
+    Evaluator,
+    Examples,
+    Result,
+    ResultsOf,
+    a_batch_late,
+)
 from vit_jax.program import Program
 from vit_jax.state import Params
 
@@ -123,21 +130,14 @@ class Classification(Evaluator):
         return [f"{self.name}/{what}" for what in names]
 
     @classmethod
-    def possible_results(
-        cls,
-        entry: Mapping[str, Any],
-        *,
-        num_classes: int | None,
-        loss: str,
-        skips: bool,
-    ) -> list[str]:
+    def possible_results(cls, entry: Mapping[str, Any], of: ResultsOf) -> list[str]:
         classes = entry["classes"]
-        k = num_classes if classes is None else len(classes)
+        k = of.num_classes if classes is None else len(classes)
         names = scores.scalar_names(scores.TOP + 1 if k is None else k)
-        if loss == "sigmoid_xent":  # of data with several labels an image
+        if of.loss == "sigmoid_xent":  # of data with several labels an image
             several = multilabel.scalar_names(rank=True)
             names += [name for name in several if name not in names]
-        return [*names, "bad_examples"] if skips else names
+        return [*names, "bad_examples"] if of.skips else names
 
     def run(self, params: Params, check: Callable[[], None]) -> Result:
         dataset = self.examples.dataset

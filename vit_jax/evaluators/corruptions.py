@@ -11,7 +11,7 @@ from vit_jax import steps
 from vit_jax.data.catalog.imagenet import SEVERITIES
 from vit_jax.errors import UserError
 from vit_jax.evaluators import scores
-from vit_jax.evaluators.base import Evaluator, Examples, Result, a_batch_late
+from vit_jax.evaluators.base import Evaluator, Examples, Result, ResultsOf, a_batch_late
 from vit_jax.program import Program
 from vit_jax.state import Params
 
@@ -191,15 +191,8 @@ class Corruptions(Evaluator):
         return [f"{self.name}/{what}" for what in _names(relative=self._relative)]
 
     @classmethod
-    def possible_results(
-        cls,
-        entry: Mapping[str, Any],
-        *,
-        num_classes: int | None,
-        loss: str,
-        skips: bool,
-    ) -> list[str]:
-        del num_classes, loss, skips
+    def possible_results(cls, entry: Mapping[str, Any], of: ResultsOf) -> list[str]:
+        del of
         return _names(relative=entry["relative_to_alexnet"])
 
     def run(self, params: Params, check: Callable[[], None]) -> Result:

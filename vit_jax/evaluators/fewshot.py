@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from vit_jax import distributed
 from vit_jax.errors import UserError
-from vit_jax.evaluators.base import Result
+from vit_jax.evaluators.base import Result, ResultsOf
 from vit_jax.evaluators.features import OnFeatures, Represented, agreed
 from vit_jax.state import Params
 
@@ -118,15 +118,8 @@ class FewShot(OnFeatures):
         return [f"{self.name}/{k}shot" for k in self.shots]
 
     @classmethod
-    def possible_results(
-        cls,
-        entry: Mapping[str, Any],
-        *,
-        num_classes: int | None,
-        loss: str,
-        skips: bool,
-    ) -> list[str]:
-        del num_classes, loss, skips
+    def possible_results(cls, entry: Mapping[str, Any], of: ResultsOf) -> list[str]:
+        del of
         return [f"{k}shot" for k in entry["shots"]]
 
     def run(self, params: Params, check: Callable[[], None]) -> Result:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from vit_jax import distributed, sharding
 from vit_jax.errors import UserError
-from vit_jax.evaluators.base import Result
+from vit_jax.evaluators.base import Result, ResultsOf
 from vit_jax.evaluators.features import OnFeatures, agreed, replicate, spread
 from vit_jax.program import Program
 from vit_jax.state import Params
@@ -119,15 +119,8 @@ class KNN(OnFeatures):
         return [f"{self.name}/{what}" for what in names]
 
     @classmethod
-    def possible_results(
-        cls,
-        entry: Mapping[str, Any],
-        *,
-        num_classes: int | None,
-        loss: str,
-        skips: bool,
-    ) -> list[str]:
-        del entry, num_classes, loss, skips
+    def possible_results(cls, entry: Mapping[str, Any], of: ResultsOf) -> list[str]:
+        del entry, of
         return ["accuracy", "top5_accuracy"]
 
     def run(self, params: Params, check: Callable[[], None]) -> Result:

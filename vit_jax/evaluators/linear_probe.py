@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from vit_jax import distributed
 from vit_jax.errors import UserError
-from vit_jax.evaluators.base import Result
+from vit_jax.evaluators.base import Result, ResultsOf
 from vit_jax.evaluators.features import OnFeatures, Represented, agreed
 from vit_jax.evaluators.logistic import Fit, LogisticRegression, Weights
 from vit_jax.state import Params
@@ -102,15 +102,8 @@ class LinearProbe(OnFeatures):
         return [f"{self.name}/accuracy"]
 
     @classmethod
-    def possible_results(
-        cls,
-        entry: Mapping[str, Any],
-        *,
-        num_classes: int | None,
-        loss: str,
-        skips: bool,
-    ) -> list[str]:
-        del entry, num_classes, loss, skips
+    def possible_results(cls, entry: Mapping[str, Any], of: ResultsOf) -> list[str]:
+        del entry, of
         return ["accuracy"]
 
     def run(self, params: Params, check: Callable[[], None]) -> Result:
