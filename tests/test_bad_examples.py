@@ -170,7 +170,7 @@ def test_one_that_is_met_late_ends_the_run_where_it_can_go_on(tmp_path: Path) ->
     output = cli.run(*args, expect=2)
     assert f"{train[record]} cannot be decoded: 6 bytes" in output
     assert "--config.data.on_bad_example=skip" in output and "remove" not in output
-    (saved,) = cli.saved_steps(workdir)
+    saved = cli.saved_steps(workdir)[-1]
     assert 0 < saved < met_at
     assert f"{workdir} is saved at step {saved}; the same command goes on" in output
     shutil.copytree(workdir, tmp_path / "copy")

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests import cli
-from vit_jax import flags, plan, training
+from vit_jax import evaluation, flags, plan, training
 from vit_jax.data import augment_sheet, check
 from vit_jax.data.prepare import __main__ as prepare
 from vit_jax.launch import checkout
@@ -222,8 +222,8 @@ def stubbed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Without what comes after the flags, and takes long."""
     from vit_jax import distributed, loading
 
-    for command in ("train_and_evaluate", "evaluate_only"):
-        monkeypatch.setattr(training, command, noted)
+    monkeypatch.setattr(training, "train_and_evaluate", noted)
+    monkeypatch.setattr(evaluation, "evaluate_only", noted)
     monkeypatch.setattr(
         distributed, "joined", lambda *_, **__: contextlib.nullcontext()
     )

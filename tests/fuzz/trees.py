@@ -95,9 +95,9 @@ CLASSES = (
         "a\\b",
         "nul",
     ),
-    *("line\nbreak", "tab\t", "\x1b[31m", "x.jpg", "1.0.0", "~", "..a", "None", "true"),
+    *("line\nbreak", "tab\t", "\x1b[31m", "x.jpg", "1.0.0", "~", "None", "true"),
 )
-JUNK = ("__MACOSX", "@eaDir", ".git", ".ipynb_checkpoints")
+JUNK = ("__MACOSX", "@eaDir", ".git", ".ipynb_checkpoints", "..a")
 
 
 class Tree:
