@@ -9,15 +9,19 @@ import os
 import signal
 from pathlib import Path
 
+from tests.environment import DEVICES, FAST_COMPILER
+
 # Needs the extra [crosscheck].
 collect_ignore = ["formats/make_fixtures.py", "formats/make_torch_fixtures.py"]
 
-DEVICES = "--xla_force_host_platform_device_count=8"
 CACHE = Path(__file__).parent.parent / ".jax_cache"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}".strip()
+flags = os.environ.get("XLA_FLAGS", "")
+for default in (DEVICES.format(8), FAST_COMPILER):
+    if default.split("=")[0] not in flags:
+        flags = f"{flags} {default}".strip()
+os.environ["XLA_FLAGS"] = flags
 # TensorFlow's start-up notices.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Programs compiled by an earlier run, or by another worker or process of this one.

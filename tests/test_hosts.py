@@ -300,7 +300,8 @@ def test_a_broken_checkpoint_and_an_evaluation(
     assert (workdir / "broken_checkpoints" / f"{newest}.0").is_dir()
     assert_same_curves(workdir, of_several, rtol=1e-5)
     outputs = cli.run_many(2, *args, "--evaluate_only", devices=2)
-    best = max(line.get("test/accuracy", 0) for line in cli.metric_lines(of_several))
+    results = [x for x in cli.metric_lines(of_several) if cli.BEST in x]
+    best = max(results, key=lambda line: line[cli.BEST])["test/accuracy"]
     assert f"test/accuracy: {best}" in outputs[0]
     assert "test/accuracy" not in outputs[1]
 

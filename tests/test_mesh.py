@@ -159,7 +159,7 @@ def test_rule_table_is_strict() -> None:
         ([("evals.test.batch_size", "60")], "config.evals.test.batch_size is 60"),
         ([("evals.test.batch_size", "0")], "should be at least 1"),
         ([("evals.test.data.split", "train")], "has no effect"),
-        ([("profile", "50,70")], "past the end: 60 steps"),
+        ([("profile", "20,40")], "past the end: 30 steps"),
         ([("seed", "-1")], "should be 0 or more"),
         ([("ema", "1.5")], "between 0 and 1"),
         ([("mixup", "-1")], "0 .off. or more"),

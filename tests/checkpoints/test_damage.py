@@ -26,7 +26,7 @@ from vit_jax.checkpoints import Checkpoints, Damaged, manifest, reading
 from vit_jax.errors import UserError
 from vit_jax.run import Run
 
-BEFORE, NEWEST = 56, 60
+BEFORE, NEWEST = 28, 30
 Arrays = dict[str, np.ndarray]
 
 
@@ -273,7 +273,7 @@ DAMAGES = [
     (remove_an_item, "is missing"),
     (empty, "half a copy"),
     (mix, "params/"),
-    (positions(step=59), "position/metadata is not what was saved"),
+    (positions(step=29), "position/metadata is not what was saved"),
 ]
 
 
@@ -304,11 +304,11 @@ OLD_DAMAGES = [
     (cut_the_arrays, "OUT_OF_RANGE"),
     (remove_an_item, "params: missing"),
     (garble_shapes, ""),
-    (positions(step=59), "position is not of step 60"),
-    (positions(step="60"), "position is not of step 60"),
-    (positions(step=-5), "position is not of step 60"),
-    (positions(step=None), "position is not of step 60"),
-    (positions(stream=None), "position is not of step 60"),
+    (positions(step=29), "position is not of step 30"),
+    (positions(step="30"), "position is not of step 30"),
+    (positions(step=-5), "position is not of step 30"),
+    (positions(step=None), "position is not of step 30"),
+    (positions(stream=None), "position is not of step 30"),
 ]
 
 
@@ -350,7 +350,7 @@ def test_a_checkpoint_under_another_number(saved: Saved, workdir: Path) -> None:
     assert step == NEWEST
     assert_same_content(arrays, saved.arrays[NEWEST])
     reason = workdir / "broken_checkpoints" / f"{NEWEST + 1}.0.txt"
-    assert "it holds step 60" in reason.read_text()
+    assert "it holds step 30" in reason.read_text()
 
 
 def test_a_whole_one_of_another_model_stays(saved: Saved, workdir: Path) -> None:
@@ -365,7 +365,7 @@ def test_a_whole_one_of_another_model_stays(saved: Saved, workdir: Path) -> None
         )
         with (
             saved.open(workdir) as opened,
-            pytest.raises(UserError, match="60 is of another model"),
+            pytest.raises(UserError, match="30 is of another model"),
         ):
             opened.restore(other)
         assert cli.saved_steps(workdir) == [BEFORE, NEWEST]
@@ -375,9 +375,9 @@ def test_all_are_damaged(saved: Saved, workdir: Path) -> None:
     for step in (BEFORE, NEWEST):
         cut_the_arrays(workdir / "checkpoints" / str(step))
         (workdir / "checkpoints" / str(step) / "config" / "metadata").unlink()
-    with pytest.raises(UserError, match=r"(?s)no checkpoint in .*60: .*56: "):
+    with pytest.raises(UserError, match=r"(?s)no checkpoint in .*30: .*28: "):
         saved.restore(workdir)
-    with pytest.raises(UserError, match=r"(?s)no whole checkpoint.*60.*56.*fsck"):
+    with pytest.raises(UserError, match=r"(?s)no whole checkpoint.*30.*28.*fsck"):
         vit_jax.load(str(workdir))
     assert cli.saved_steps(workdir) == [BEFORE, NEWEST]
 
@@ -389,9 +389,9 @@ def test_load(saved: Saved, workdir: Path, told: list[str]) -> None:
     theirs = saved.arrays[BEFORE]
     theirs = {n: x for n, x in theirs.items() if n.startswith("ema_params")}
     assert_same_content(vit_jax.load(str(workdir)).arrays(), theirs)
-    assert "60 is damaged: ema_params/d/" in told[0]
+    assert "30 is damaged: ema_params/d/" in told[0]
     for path, step in ((workdir, NEWEST), (newest, None)):
-        with pytest.raises(UserError, match="60 is damaged: ema_params/d/"):
+        with pytest.raises(UserError, match="30 is damaged: ema_params/d/"):
             vit_jax.load(str(path), step=step)
     assert cli.saved_steps(workdir) == [BEFORE, NEWEST]
 
@@ -407,7 +407,7 @@ def test_the_config_of_a_checkpoint_replaces_a_damaged_one(
             path.write_bytes(damage)
         read = config.load(str(workdir)).to_dict()
         assert json.loads(json.dumps(read)) == stored
-        assert f"the config of {workdir}/checkpoints/60 is used" in told[-1]
+        assert f"the config of {workdir}/checkpoints/30 is used" in told[-1]
 
 
 @pytest.mark.parametrize("number", range(4))

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from tests.formats import drawn, files
-from tests.models import tiny
 from vit_jax import models
 from vit_jax.checkpoints.formats.opened import Opened, nest
 from vit_jax.checkpoints.formats.opening import open_checkpoint
@@ -24,7 +23,7 @@ def outputs(opened: Opened) -> np.ndarray:
         model: Any = model_class(**{k: v for k, v in fields.items() if v is not None})
         params = nest(opened.read(convert=lambda _, a: a.astype(np.float64)))
         images = drawn.images(opened.image_size).astype(np.float64)
-        return np.asarray(tiny.jit(model.apply)({"params": params}, images))
+        return np.asarray(jax.jit(model.apply)({"params": params}, images))
 
 
 def open_fixture(name: str, path: Path) -> Opened:
@@ -70,7 +69,7 @@ def test_every_tensor_matters(name: str, tmp_path: Path) -> None:
     params = opened.read()
     fields = dict(opened.model)
     model = models.create(**fields)
-    apply = tiny.jit(model.apply)
+    apply = jax.jit(model.apply)
     images = drawn.images(opened.image_size)
     before = np.asarray(apply({"params": nest(params)}, images))
     for entry in opened.entries.values():

@@ -210,14 +210,14 @@ def test_the_true_program(cloud, capfd):
 @pytest.mark.slow
 def test_the_true_program_on_capacity_that_is_preempted(cloud):
     """Three slices; in the end the same metrics and weights as on one."""
-    cloud.will(true_main=True, preempt_at=[7, 28])
+    cloud.will(true_main=True, preempt_at=[7, 14])
     assert tpu.main(arguments(cloud)) == 0
     assert cloud["created"] == cloud["deleted"] == 3
     undisturbed = cloud.root / "undisturbed"
     cli.run(f"--config={cli.EVERYTHING}", f"--workdir={undisturbed}")
     assert cli.metric_lines(cloud.workdir) == cli.metric_lines(undisturbed)
     cli.assert_same_bits(
-        cli.saved_arrays(cloud.workdir, 60), cli.saved_arrays(undisturbed, 60)
+        cli.saved_arrays(cloud.workdir, 30), cli.saved_arrays(undisturbed, 30)
     )
 
 

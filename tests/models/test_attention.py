@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models import reference, tiny
+from tests.models import reference
 from vit_jax.models.attention import (
     MultiHeadAttention,
     dot_product_attention,
@@ -36,7 +36,7 @@ def test_source_target_attention(qk_norm: bool, sources: int):
     target, source = inputs((2, 5, 12), (2, sources, 12))
     module = MultiHeadAttention(num_heads=3, qk_norm=qk_norm)
     variables = drawn(module, target, source)
-    out, weights = tiny.jit(module.apply)(variables, target, source)
+    out, weights = jax.jit(module.apply)(variables, target, source)
     assert weights.shape == (2, 3, 5, sources)
     for i in range(2):
         expected = reference.attention(
@@ -46,7 +46,7 @@ def test_source_target_attention(qk_norm: bool, sources: int):
         np.testing.assert_allclose(weights[i], expected[1], rtol=1e-5, atol=1e-6)
 
     linen = nn.MultiHeadDotProductAttention(num_heads=3, normalize_qk=qk_norm)
-    expected = tiny.jit(linen.apply)(variables, target, source)
+    expected = jax.jit(linen.apply)(variables, target, source)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
     shapes = jax.eval_shape(linen.init, jax.random.key(0), target, source)
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, shapes)
@@ -66,7 +66,7 @@ def test_self_attention_is_the_case_of_one_input():
     (x,) = inputs((2, 5, 12))
     module = MultiHeadAttention(num_heads=3)
     variables = drawn(module, x, x)
-    out, weights = tiny.jit(module.apply)(variables, x, x)
+    out, weights = jax.jit(module.apply)(variables, x, x)
     expected, a = reference.attention(x[0], x[0], variables["params"], eps=1e-6)
     np.testing.assert_allclose(out[0], expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(weights[0], a, rtol=1e-5, atol=1e-6)
@@ -77,7 +77,7 @@ def test_the_epsilon_of_qk_norm():
     target, source = inputs((1, 5, 12), (1, 3, 12))
     module = MultiHeadAttention(num_heads=3, qk_norm=True, layer_norm_epsilon=1.0)
     variables = drawn(module, target, source)
-    out, _ = tiny.jit(module.apply)(variables, target, source)
+    out, _ = jax.jit(module.apply)(variables, target, source)
     for eps, same in ((1.0, True), (1e-6, False)):
         expected, _ = reference.attention(
             target[0], source[0], variables["params"], eps=eps
@@ -128,10 +128,10 @@ def test_dropout_of_weights():
     """With one value for each source, what comes out is the weights."""
     query, key = inputs((4, 8, 2, 64), (4, 64, 2, 64))
     value = np.broadcast_to(np.eye(64, dtype=np.float32)[:, None], (4, 64, 2, 64))
-    out, weights = tiny.jit(dot_product_attention, static_argnames="dropout")(
+    out, weights = jax.jit(dot_product_attention, static_argnames="dropout")(
         query, key, value, dropout=0.25, dropout_rng=jax.random.key(0)
     )
-    _, clean = tiny.jit(dot_product_attention)(query, key, value)
+    _, clean = jax.jit(dot_product_attention)(query, key, value)
     np.testing.assert_array_equal(weights, clean)
     used = out.transpose(0, 2, 1, 3)  # [b, h, q, s]
     dropped = used == 0
@@ -148,9 +148,9 @@ def test_dropout_only_in_training():
     module = MultiHeadAttention(num_heads=3, dropout=0.5)
     variables = drawn(module, x, x)
     rngs = {"dropout": jax.random.key(0)}
-    plain, _ = tiny.jit(MultiHeadAttention(num_heads=3).apply)(variables, x, x)
-    evaluated, _ = tiny.jit(module.apply)(variables, x, x, rngs=rngs)
+    plain, _ = jax.jit(MultiHeadAttention(num_heads=3).apply)(variables, x, x)
+    evaluated, _ = jax.jit(module.apply)(variables, x, x, rngs=rngs)
     np.testing.assert_array_equal(evaluated, plain)
-    train = tiny.jit(functools.partial(module.apply, train=True))
+    train = jax.jit(functools.partial(module.apply, train=True))
     trained, _ = train(variables, x, x, rngs=rngs)
     assert not np.allclose(trained, plain)

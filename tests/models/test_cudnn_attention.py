@@ -122,7 +122,7 @@ def loss_and_gradients(vit: Any, params: Any) -> Any:
         logits = vit.apply({"params": params}, IMAGES, train=True, rngs=rngs)
         return jnp.sum(jnp.asarray(logits) ** 2)
 
-    return tiny.jit(jax.value_and_grad(loss))(params)
+    return jax.jit(jax.value_and_grad(loss))(params)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_over_a_mesh_each_device_has_its_own_images_and_heads() -> None:
     query, key, value, _ = drawn(6, 4, 8, jnp.bfloat16)
     arrays = [jnp.concatenate([x, 2 * x]) for x in (query, key, value)]
     over = sharding.over_heads(mesh, BY_XLA)
-    found = tiny.jit(functools.partial(over, tokens=5))(*arrays)
+    found = jax.jit(functools.partial(over, tokens=5))(*arrays)
     np.testing.assert_array_equal(found, BY_XLA(*arrays, tokens=5))
 
 

@@ -43,7 +43,7 @@ def drawn(tokens: int, heads: int, width: int, dtype: Any) -> list[jax.Array]:
 
 
 def out_and_gradients(attend: Any, arrays: list[jax.Array]) -> list[np.ndarray]:
-    @tiny.jit
+    @jax.jit
     def run(q: jax.Array, k: jax.Array, v: jax.Array, do: jax.Array) -> Any:
         out, vjp = jax.vjp(attend, q, k, v)
         return [out, *vjp(do)]
@@ -174,7 +174,7 @@ def loss_and_gradients(vit: models.VisionTransformer, params: Any) -> Any:
         return jnp.sum(jnp.asarray(logits) ** 2)
 
     program = jax.make_jaxpr(jax.value_and_grad(loss))(params)
-    return tiny.jit(jax.value_and_grad(loss))(params), kernels(program)
+    return jax.jit(jax.value_and_grad(loss))(params), kernels(program)
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,8 @@ def test_logits_and_gradients_are_equal():
         return jnp.tanh(vit.apply({"params": params}, tiny.images())).sum()
 
     params = tiny.params(LOOP)
-    value, gradients = tiny.jit(jax.value_and_grad(lambda p: loss(LOOP, p)))(params)
-    other, scanned = tiny.jit(jax.value_and_grad(lambda p: loss(SCAN, p)))(
+    value, gradients = jax.jit(jax.value_and_grad(lambda p: loss(LOOP, p)))(params)
+    other, scanned = jax.jit(jax.value_and_grad(lambda p: loss(SCAN, p)))(
         loop_to_scan(params)
     )
     np.testing.assert_allclose(other, value, rtol=1e-6)
@@ -73,11 +73,11 @@ def test_optimizer_states_convert_too():
     params = tiny.params(LOOP)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     gradients = jax.tree.map(np.cos, params)
-    update = tiny.jit(tx.update)
+    update = jax.jit(tx.update)
     updates, state = update(gradients, tx.init(params), params)
     scanned = [loop_to_scan(tree) for tree in (gradients, params)]
     scanned_updates, scanned_state = update(
-        scanned[0], tiny.jit(tx.init)(scanned[1]), scanned[1]
+        scanned[0], jax.jit(tx.init)(scanned[1]), scanned[1]
     )
     # The norm of all gradients is summed in another order.
     assert_close(loop_to_scan(updates), scanned_updates, rtol=1e-5)

@@ -26,7 +26,7 @@ def test_random_in_training_only(field: str, scan: bool):
     plain = tiny.apply(tiny.model(scan=scan, pool="gap"), params, images)
     np.testing.assert_array_equal(tiny.apply(vit, params, images), plain)
 
-    @tiny.jit
+    @jax.jit
     def train(key: jax.Array) -> Any:
         rngs = {"dropout": key}
         return vit.apply({"params": params}, images, train=True, rngs=rngs)
@@ -158,10 +158,10 @@ def test_remat_policies_change_no_value(scan: bool):
     rates = {"dropout": 0.1, "attention_dropout": 0.1, "stochastic_depth": 0.2}
     vit = tiny.model(**rates, scan=scan, remat_policy="none", width=16)
     params = tiny.params(vit)
-    value, gradients = tiny.jit(jax.value_and_grad(loss_of(vit)))(params)
+    value, gradients = jax.jit(jax.value_and_grad(loss_of(vit)))(params)
     for policy in ("nothing_saveable", "save_only_these_names"):
         other = vit.clone(remat_policy=policy)
-        found, again = tiny.jit(jax.value_and_grad(loss_of(other)))(params)
+        found, again = jax.jit(jax.value_and_grad(loss_of(other)))(params)
         np.testing.assert_allclose(found, value, rtol=1e-6)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
@@ -241,7 +241,7 @@ def test_norms_that_are_written_change_nothing(scan: bool):
     fields: dict[str, Any] = {"scan": scan, "remat_policy": "nothing_saveable"}
     params = tiny.params(tiny.model(**fields))
     plain, written = (
-        tiny.jit(jax.grad(loss_of(tiny.model(**fields, write_norms=write_norms))))(
+        jax.jit(jax.grad(loss_of(tiny.model(**fields, write_norms=write_norms))))(
             params
         )
         for write_norms in (False, True)

@@ -98,7 +98,7 @@ def test_logits_in_float64_leave_no_room_for_a_small_difference(fields: dict):
 def test_every_parameter_matters(pool: str):
     """So the comparison above would see a wrong, a missing or a swapped tensor."""
     fields = {"pool": pool, "qk_norm": True, "representation_size": 7}
-    vit, apply = tiny.model(**fields), tiny.jit(tiny.model(**fields).apply)
+    vit, apply = tiny.model(**fields), jax.jit(tiny.model(**fields).apply)
     params = tiny.params(vit)
     leaves, treedef = jax.tree.flatten(params)
     logits = apply({"params": params}, tiny.images())
@@ -134,7 +134,7 @@ def test_gradients_are_the_finite_differences_of_the_equations(fields: dict):
             logits, _ = numpy_vit(params, images, fields)
             return float(np.vdot(weights, np.tanh(logits)))
 
-        gradients = tiny.jit(jax.grad(loss))(params)
+        gradients = jax.jit(jax.grad(loss))(params)
         leaves, treedef = jax.tree.flatten(params)
         rng = np.random.default_rng(3)
         for i, (path, gradient) in enumerate(tiny.paths(gradients).items()):
@@ -244,7 +244,7 @@ def test_parameter_names_of_scanned_layers():
 @pytest.mark.parametrize("scan", [False, True], ids=["loop", "scan"])
 def test_initialisation(scan: bool):
     vit = tiny.model(width=64, mlp_dim=256, pool="map", head_bias_init=-3.0, scan=scan)
-    params = tiny.jit(vit.init)(jax.random.key(0), tiny.images())["params"]
+    params = jax.jit(vit.init)(jax.random.key(0), tiny.images())["params"]
     if scan:
         params = models.layers.scan_to_loop(params)
     leaf = tiny.paths(params)
@@ -276,8 +276,8 @@ def test_parameters_and_dropout_do_not_depend_on_the_devices():
     data = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     assert len(jax.devices()) == 8
-    one = tiny.jit(vit.init)(jax.random.key(0), images)
-    many = tiny.jit(vit.init, out_shardings=everywhere)(jax.random.key(0), images)
+    one = jax.jit(vit.init)(jax.random.key(0), images)
+    many = jax.jit(vit.init, out_shardings=everywhere)(jax.random.key(0), images)
     jax.tree.map(np.testing.assert_array_equal, one, many)
     assert not one["params"]["cls"].any()
     params = tiny.params(vit)
@@ -286,8 +286,8 @@ def test_parameters_and_dropout_do_not_depend_on_the_devices():
         rngs = {"dropout": jax.random.key(7)}
         return vit.apply({"params": params}, images, train=True, rngs=rngs)
 
-    expected = tiny.jit(logits)(params, images)
-    found = tiny.jit(logits)(params, jax.device_put(images, data))
+    expected = jax.jit(logits)(params, images)
+    found = jax.jit(logits)(params, jax.device_put(images, data))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 

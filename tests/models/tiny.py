@@ -19,10 +19,6 @@ FIELDS: dict[str, Any] = {
 }
 
 
-# Compiles in half the time and runs slower, which tiny models do not notice.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def model(**fields: Any) -> models.VisionTransformer:
     return models.VisionTransformer(**FIELDS | fields)
 
@@ -58,7 +54,7 @@ def apply(
 ) -> Any:
     x = images() if x is None else x
     rngs = None if key is None else {"dropout": key}
-    run = jit(functools.partial(vit.apply, **kwargs))
+    run = jax.jit(functools.partial(vit.apply, **kwargs))
     return run({"params": params}, jnp.asarray(x), rngs=rngs)
 
 

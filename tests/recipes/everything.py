@@ -8,7 +8,7 @@ def get_config() -> ConfigDict:
         {
             "seed": 3,
             "batch_size": 16,
-            "total_steps": 60,
+            "total_steps": 30,
             "log_every": 1,
             "accumulation_steps": 2,
             "mixup": 0.3,
@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
                 "weight_decay": 0.1,
                 "clip_norm": 1.0,
             },
-            "checkpoint": {"every": 7, "keep": 2, "best": "test/accuracy"},
+            "checkpoint": {"every": 7, "keep": 2, "best": "test/raw/top5_accuracy"},
             "evals": {
                 "test": {
                     "type": "classification",

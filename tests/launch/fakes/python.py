@@ -26,7 +26,7 @@ def main(me: str, argv: list[str]) -> None:
             install(arguments)
         case ["-m", "vit_jax.main", *_] if state.scenario()["true_main"]:
             flags = "--xla_force_host_platform_device_count=1"
-            flags += " --xla_backend_optimization_level=0"  # as in tests/cli.py
+            flags += " --xla_backend_optimization_level=0"  # as all tests
             env = os.environ | {"PYTHONPATH": os.getcwd(), "XLA_FLAGS": flags}
             os.execve(sys.executable, [sys.executable, *argv], env)
         case ["-m", "vit_jax.main", *arguments]:
