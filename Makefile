@@ -22,7 +22,7 @@ FIND_PYTHON := sh requirements/find-python.sh
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-slow test-crosscheck test-campaign test-wheel slurm-test \
+.PHONY: help quickstart test test-slow test-crosscheck test-campaign test-wheel fuzz slurm-test \
         check lint type format errors sheet bench \
         test-latest test-lowest refresh-latest lock clean
 
@@ -53,6 +53,13 @@ test-wheel: .venv/.made  ## builds wheel and sdist, and uses the wheel by the RE
 
 test-campaign: .venv/.dev  ## every layout, loss and curve that takes too long for CI
 	$(BIN)/python $(PYTEST) -m campaign $(PYTEST_ARGS)
+
+SECONDS ?= 60
+SEED ?= $(shell date +%s)
+fuzz: .venv/.dev  ## damaged inputs at every border, new ones each time (SECONDS=60 SEED=1)
+	@echo "SEED=$(SEED)"
+	VIT_JAX_FUZZ_SECONDS=$(SECONDS) VIT_JAX_FUZZ_SEED=$(SEED) $(BIN)/python $(PYTEST) \
+	    -m "slow or campaign" tests/fuzz $(PYTEST_ARGS)
 
 slurm-test: .venv/.dev  ## launch.slurm on a real Slurm of one node; as root, on Debian
 	(command -v slurmctld && command -v munged) >/dev/null || \

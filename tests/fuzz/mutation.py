@@ -1,7 +1,17 @@
-"""Damages bytes and texts, the same for the same seed."""
+"""Damages bytes and texts, the same for the same seed, and sees what becomes of them.
 
+A test takes a fixed number of inputs. `make fuzz` takes others, for as long as it is
+told to: VIT_JAX_FUZZ_SECONDS for each test, VIT_JAX_FUZZ_SEED chooses the first.
+"""
+
+import collections
+import contextlib
 import copy
+import itertools
 import json
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +23,28 @@ from vit_jax.errors import UserError
 # What formats take for a length, a sign or the end of something.
 _NUMBERS = (b"\0" * 8, b"\xff" * 8, b"\x7f" + b"\xff" * 7, b"\x80" + b"\0" * 7)
 
+SECONDS = float(os.environ.get("VIT_JAX_FUZZ_SECONDS", "0"))
+FIRST = int(os.environ.get("VIT_JAX_FUZZ_SEED", "0")) * 10**9
+# No input may take longer, or more memory beyond what the process has.
+HANG_SECONDS, MEMORY = 60, 600 * 2**20
+COUNTS: collections.Counter[str] = collections.Counter()  # of the test that runs
+
+
+def rounds(count: int) -> Iterator[int]:
+    """The numbers of the inputs: so many, or until SECONDS are over."""
+    if not SECONDS:
+        yield from range(count)
+        return
+    end = time.monotonic() + SECONDS
+    for i in itertools.count(FIRST):
+        if time.monotonic() > end:
+            return
+        yield i
+
 
 def mutations(seeds: Sequence[bytes], count: int) -> Iterator[bytes]:
     """So many damaged forms of some files, by turns; number i depends on i alone."""
-    for i in range(count):
+    for i in rounds(count):
         yield damage(np.random.default_rng(i), seeds[i % len(seeds)])
 
 
@@ -60,7 +88,7 @@ VALUES: tuple[Any, ...] = (
 
 def changed(text: str, count: int) -> Iterator[str]:
     """JSON in which a value at any depth is another, missing or added."""
-    for i in range(count):
+    for i in rounds(count):
         rng = np.random.default_rng(i)
         tree = json.loads(text)
         for _ in range(rng.integers(1, 3)):
@@ -82,19 +110,58 @@ def changed(text: str, count: int) -> Iterator[str]:
         yield json.dumps(tree)
 
 
-def check(use: Callable[[bytes], None], inputs: Iterator[bytes], keep: Path) -> int:
-    """Each input is used or refused with a UserError; how many were used.
+class Hang(AssertionError):
+    """An input took longer than HANG_SECONDS."""
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """One input, which may neither hang nor take more memory than MEMORY.
+
+    Raises:
+        AssertionError: if it does.
+    """
+
+    def late(*_: object) -> None:
+        raise Hang(f"it took more than {HANG_SECONDS} s")
+
+    handler = signal.signal(signal.SIGALRM, late)
+    signal.alarm(HANG_SECONDS)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+    before = _peak()
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, handler)
+    taken = _peak() - before
+    assert taken <= MEMORY, f"it took {taken:,} bytes of memory"
+
+
+def _peak() -> int:
+    """The most memory that this process has had, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    (line,) = (x for x in status.splitlines() if x.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def check(
+    use: Callable[[bytes], None], inputs: Iterator[bytes], keep: Path
+) -> tuple[int, int]:
+    """Each input is used or refused with a UserError; how many of each there were.
 
     The one that ends in anything else is written to a file for whoever looks into it.
 
     Raises:
         AssertionError: from what `use` raised.
     """
-    used = 0
+    before = COUNTS.copy()
     for i, data in enumerate(inputs):
+        COUNTS["inputs"] += 1
         try:
-            use(data)
-            used += 1
+            with guarded():
+                use(data)
+            COUNTS["used"] += 1
         except UserError as error:
             message = str(error)
             assert message and len(message) < 2000, (i, message)
@@ -103,4 +170,5 @@ def check(use: Callable[[bytes], None], inputs: Iterator[bytes], keep: Path) -> 
             raise AssertionError(
                 f"input {i}, written to {keep}, ended in {error!r}"
             ) from error
-    return used
+    used = COUNTS["used"] - before["used"]
+    return used, COUNTS["inputs"] - before["inputs"] - used

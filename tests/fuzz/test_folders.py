@@ -14,6 +14,7 @@ from vit_jax.predict import find_images, read_all
 
 pytestmark = pytest.mark.slow
 
+PARTS = 3
 SPLITS = ("train", "test", "train[:50%]", "train+test", "val", "train[50%:]")
 
 
@@ -45,7 +46,7 @@ def left_out(notes: tuple[str, ...]) -> int:
     return sum(int(count.replace(",", "")) for count in counts)
 
 
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", range(PARTS))
 def test_folders(part: int, tmp_path: Path) -> None:
     """Whole splits hold each image once, and only images; none is lost in silence."""
 
@@ -68,9 +69,9 @@ def test_folders(part: int, tmp_path: Path) -> None:
             lost = (tree.good | tree.bad) - set(found)
             assert len(lost) <= left_out(source.notes), lost
 
-    numbers = (b"%d" % i for i in range(250 * part, 250 * (part + 1)))
-    used = mutation.check(use, numbers, tmp_path / "input")
-    assert 0 < used < 250
+    numbers = (b"%d" % (PARTS * i + part) for i in mutation.rounds(250))
+    used, refused = mutation.check(use, numbers, tmp_path / "input")
+    assert used and refused
 
 
 def test_what_predict_finds(tmp_path: Path) -> None:
@@ -89,5 +90,7 @@ def test_what_predict_finds(tmp_path: Path) -> None:
         read, broken = read_all(Preprocesses(), files)
         assert len(read) + broken == len(files)
 
-    used = mutation.check(use, (b"%d" % i for i in range(300)), tmp_path / "input")
-    assert 0 < used < 300
+    used, refused = mutation.check(
+        use, (b"%d" % i for i in mutation.rounds(300)), tmp_path / "input"
+    )
+    assert used and refused

@@ -56,6 +56,8 @@ def test_images(kind: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(part, cut(image, middle))
 
     whole = files(kind)
-    assert mutation.check(use, iter(whole), tmp_path / "input") == len(whole)
-    used = mutation.check(use, mutation.mutations(whole, 400), tmp_path / "input")
-    assert 0 < used < 400
+    assert mutation.check(use, iter(whole), tmp_path / "input") == (len(whole), 0)
+    used, refused = mutation.check(
+        use, mutation.mutations(whole, 400), tmp_path / "input"
+    )
+    assert used and refused

@@ -97,10 +97,10 @@ def test_descriptions(
         assert sorted(label_of(label) for _, label in found) == sorted([0, 1, 2] * 3)
         assert all(image.shape == (4, 5, 3) for image, _ in found)
 
-    assert mutation.check(use, iter([whole.encode()] * 5), tmp_path / "input") == 5
+    assert mutation.check(use, iter([whole.encode()] * 5), tmp_path / "input") == (5, 0)
     texts = (text.encode() for text in mutation.changed(whole, 700))
-    used = mutation.check(use, texts, tmp_path / "input")
-    assert 0 < used < 700
+    used, refused = mutation.check(use, texts, tmp_path / "input")
+    assert used and refused
     damaged = mutation.mutations([whole.encode()], 300)
     mutation.check(use, damaged, tmp_path / "input")
 
@@ -124,6 +124,8 @@ def test_names_of_classes(prepared: Path, tmp_path: Path) -> None:
         names = source.label_names
         assert names is None or len(names) == source.num_classes == 3
 
-    assert mutation.check(use, iter([whole]), tmp_path / "input") == 1
-    used = mutation.check(use, mutation.mutations([whole], 500), tmp_path / "input")
-    assert 0 < used < 500
+    assert mutation.check(use, iter([whole]), tmp_path / "input") == (1, 0)
+    used, refused = mutation.check(
+        use, mutation.mutations([whole], 500), tmp_path / "input"
+    )
+    assert used and refused

@@ -5,14 +5,14 @@ import io
 import struct
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.formats.test_torch_files import FIXTURES, MODEL
+from tests.fuzz import mutation
 from vit_jax.checkpoints.formats.opening import open_checkpoint
 from vit_jax.checkpoints.formats.state_dicts import open_state_dict
 from vit_jax.errors import UserError
@@ -112,45 +112,63 @@ def with_pickle(data: bytes, change: Callable[[bytes], bytes]) -> bytes:
     return target.getvalue()
 
 
-def rounds() -> Any:
-    """Numbers from 0 on, until the time is up; the first 300 always."""
+def check(use: Callable[[int], dict[str, np.ndarray] | None], keep: Path) -> int:
+    """Uses numbers from 0 on, until the time is up; how many gave tensors.
+
+    The first 300 always; `make fuzz` has its own time.
+    """
     start = time.monotonic()
-    for i in range(5000):
-        if i >= 300 and time.monotonic() - start > SECONDS:
-            return
-        yield i
+
+    def numbers() -> Iterator[bytes]:
+        for i, number in enumerate(mutation.rounds(5000)):
+            late = time.monotonic() - start > SECONDS
+            if i >= 300 and late and not mutation.SECONDS:
+                return
+            yield b"%d" % number
+
+    def refusing(number: bytes) -> None:
+        if use(int(number)) is None:
+            raise UserError("as it should be")
+
+    used, _ = mutation.check(refusing, numbers(), keep)
+    return used
 
 
 @pytest.mark.parametrize("name", ["plain.pth", "averaged.pt", "lightning.ckpt"])
 def test_damaged_archives(name: str, tmp_path: Path) -> None:
     """Every entry has a checksum: what is read at all is right."""
     whole = (FIXTURES / name).read_bytes()
-    expected = read(FIXTURES / name)
+    expected, path = read(FIXTURES / name), tmp_path / name
     assert expected
-    path, right = tmp_path / name, 0
-    for i in rounds():
+
+    def use(i: int) -> dict[str, np.ndarray] | None:
         path.write_bytes(damaged(whole, np.random.default_rng(i)))
         found = read(path)
-        assert found is None or same(found, expected), i
-        right += found is not None
-    assert right > 0
+        assert found is None or same(found, expected)
+        return found
+
+    assert check(use, tmp_path / "input")
 
 
 @pytest.mark.parametrize("name", ["plain.pth", "deit.pth", "dino.pth", "compiled.pt"])
 def test_damaged_pickles(name: str, tmp_path: Path) -> None:
     """In archives that are whole: no checksum saves the reader."""
     whole, path = (FIXTURES / name).read_bytes(), tmp_path / name
-    for i in rounds():
+
+    def use(i: int) -> dict[str, np.ndarray] | None:
         rng = np.random.default_rng(i)
-        path.write_bytes(with_pickle(whole, lambda data, rng=rng: damaged(data, rng)))
-        start = time.monotonic()
-        read(path)
-        assert time.monotonic() - start < 30, i
+        path.write_bytes(with_pickle(whole, lambda data: damaged(data, rng)))
+        return read(path)
+
+    check(use, tmp_path / "input")
 
 
 def test_damaged_old_files(tmp_path: Path) -> None:
     """Without archives there are no checksums: numbers may differ, nothing else."""
     whole, path = (FIXTURES / "old.pth").read_bytes(), tmp_path / "old.pth"
-    for i in rounds():
+
+    def use(i: int) -> dict[str, np.ndarray] | None:
         path.write_bytes(damaged(whole, np.random.default_rng(i)))
-        read(path)
+        return read(path)
+
+    check(use, tmp_path / "input")
