@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. A module or package of vit_jax may import those of lower layers, and no
 # other of its own layer. `__init__` is the public face and stands on top of all.
 LAYERS: tuple[set[str], ...] = (
-    {"durable", "errors", "lettering", "processes", "streams"},
+    {"durable", "errors", "lettering", "limits", "processes", "streams"},
     {"authentication"},
     {
         "class_names",

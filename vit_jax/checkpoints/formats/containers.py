@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax import limits
 from vit_jax.checkpoints.formats.tensors import (
     BFLOAT16,
-    MAX_HEADER,
     Tensor,
     Tensors,
     broken,
@@ -152,7 +152,7 @@ def open_safetensors(path: Path) -> Tensors:
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, MAX_HEADER):
+        if size < 8 or length > min(size - 8, limits.HEADER_BYTES):
             raise broken(path, f"{size:,} bytes claim a header of {length:,}")
         text = file.read(length)
     try:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from vit_jax import limits
 from vit_jax.checkpoints.formats import (
     families,
     huggingface,
@@ -18,7 +19,7 @@ from vit_jax.checkpoints.formats.inferred import Fields, Inferred
 from vit_jax.checkpoints.formats.layouts import Entry, Shape
 from vit_jax.checkpoints.formats.opened import Opened, matches_any, shapes_of
 from vit_jax.checkpoints.formats.state_dicts import StateDict, open_state_dict
-from vit_jax.checkpoints.formats.tensors import MAX_HEADER, broken
+from vit_jax.checkpoints.formats.tensors import broken
 from vit_jax.errors import UserError
 from vit_jax.preprocessing import Preprocessing
 
@@ -104,7 +105,7 @@ def _weight_files(path: Path) -> list[Path]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_HEADER:
+        if path.stat().st_size > limits.HEADER_BYTES:
             raise broken(path, "it is far too long")
         found = json.loads(path.read_text())
     except OSError as error:

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from vit_jax import progress
+from vit_jax import limits, progress
 from vit_jax.data.builder import end_with_parent
 from vit_jax.data.prepare import classes, finish, labels, plan, reports, shards
 from vit_jax.data.prepare.classes import Splits
@@ -41,6 +41,7 @@ from vit_jax.data.sources.base import BUILT_IN
 from vit_jax.errors import UserError
 
 MANIFEST = "manifest.json"
+_MOST_SHARDS = 99_999  # their numbers have five digits
 _KINDS = ("undecodable", "reencoded")
 
 
@@ -57,6 +58,7 @@ class Options:
     num_workers: int
     on_bad: Literal["error", "skip"] = "error"
     drop_duplicates: bool = False
+    max_pixels: int = limits.IMAGE_PIXELS
     labels: str | None = None
     classes: str | None = None
     columns: Columns = dataclasses.field(default_factory=Columns)
@@ -69,12 +71,13 @@ class Options:
             )
         if not re.fullmatch(r"\d+\.\d+\.\d+", self.version):
             raise UserError(f"--version={self.version}: expected such as 1.0.0.")
-        for flag, value in (
-            ("num_shards", self.num_shards),
-            ("num_workers", self.num_workers),
+        for flag, value, most in (
+            ("num_shards", self.num_shards, _MOST_SHARDS),
+            ("num_workers", self.num_workers, limits.WORKERS),
+            ("max_pixels", self.max_pixels, limits.MOST_IMAGE_PIXELS),
         ):
-            if value is not None and value < 1:
-                raise UserError(f"--{flag}={value}: expected 1 or more.")
+            if value is not None and not 1 <= value <= most:
+                raise UserError(f"--{flag}={value}: expected 1 to {most:,}.")
 
     @property
     def folder(self) -> str:
@@ -141,6 +144,7 @@ def _prepare(
         work=options.work,
         pool=pool,
         num_workers=options.num_workers,
+        max_pixels=options.max_pixels,
     )
     parts = writer.write_all(slots, None)
     undecodable, reencoded = (_lines(slots, parts, k) for k in _KINDS)

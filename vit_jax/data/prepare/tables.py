@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vit_jax import limits
 from vit_jax.data.prepare import csv_rows
-from vit_jax.data.prepare.items import MOST_CLASSES, Items, Labels, in_container
+from vit_jax.data.prepare.items import Items, Labels, in_container
 from vit_jax.errors import UserError
 
 _SPLIT = re.compile(r"(?P<split>[A-Za-z][\w.-]*?)(-\d{5}-of-\d{5}.*)?")
@@ -145,11 +146,12 @@ def of_texts(path: str, rows: list[list[str]]) -> Labels:
     ends = np.cumsum([len(row) for row in rows])
     if texts and all(text.removeprefix("-").isdecimal() for text in texts):
         numbers = [int(text) for text in texts]
-        if max(numbers) >= MOST_CLASSES:
+        if max(numbers) >= limits.NUMBERED_CLASSES:
             raise UserError(
                 f"{path}: label {max(numbers)} is too large for the number of a class: "
-                f"these begin at 0, and at most {MOST_CLASSES:,} are supported. If it "
-                "is an identifier, number the classes from 0 or give their names."
+                f"these begin at 0, and at most {limits.NUMBERED_CLASSES:,} are "
+                "supported. If it is an identifier, number the classes from 0 or give "
+                "their names."
             )
         return Labels(np.array(numbers, np.int64).clip(-1).astype(np.int32), ends, None)
     names, values = np.unique(np.array(texts, str), return_inverse=True)

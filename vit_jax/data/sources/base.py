@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from vit_jax import limits
 from vit_jax.data import holdout
 from vit_jax.data.crop import Crop
 from vit_jax.errors import UserError
@@ -68,6 +69,7 @@ def open_source(
     image_key: str | None = None,
     label_key: str | None = None,
     held_out: float | None = None,
+    max_pixels: int = limits.IMAGE_PIXELS,
 ) -> Source:
     """Opens `split` of a dataset; see `vit_jax.data.make` for the names."""
     holdout.check(held_out)
@@ -108,7 +110,12 @@ def open_source(
         from vit_jax.data.sources import tfds
 
         return tfds.open_tfds(
-            name, data_dir, split=split, image_key=image_key, label_key=label_key
+            name,
+            data_dir,
+            split=split,
+            image_key=image_key,
+            label_key=label_key,
+            max_pixels=max_pixels,
         )
     if data_dir is None:
         what = "the .npz file" if name == "npz" else "the folder"
@@ -118,7 +125,7 @@ def open_source(
     if name == "folder":
         from vit_jax.data.sources import folder
 
-        return folder.open_folder(data_dir, split, held_out)
+        return folder.open_folder(data_dir, split, held_out, max_pixels=max_pixels)
     if name == "idx":
         from vit_jax.data.sources import idx
 
@@ -127,7 +134,11 @@ def open_source(
         from vit_jax.data.sources import sharded
 
         return sharded.open_sharded(
-            data_dir, split=split, image_key=image_key, label_key=label_key
+            data_dir,
+            split=split,
+            image_key=image_key,
+            label_key=label_key,
+            max_pixels=max_pixels,
         )
     from vit_jax.data.sources import npz
 
