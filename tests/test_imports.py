@@ -18,8 +18,8 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. A module or package of vit_jax may import those of lower layers, and no
 # other of its own layer. `__init__` is the public face and stands on top of all.
 LAYERS: tuple[set[str], ...] = (
-    {"durable", "errors", "lettering", "limits", "processes", "streams"},
-    {"authentication"},
+    {"durable", "errors", "lettering", "processes", "streams"},
+    {"authentication", "limits"},
     {
         "class_names",
         "cluster",

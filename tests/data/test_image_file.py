@@ -108,10 +108,10 @@ def test_the_key_reaches_folders(tmp_path: Path) -> None:
     for name in ("a/1.png", "b/2.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         PHOTO.save(tmp_path / name)
-    keys = {"name": "folder", "data_dir": str(tmp_path), "split": "train"}
-    open_source(**keys).read(0)
+    root, split = str(tmp_path), "train"
+    open_source(name="folder", data_dir=root, split=split).read(0)
     with pytest.raises(BadExample, match=r"a/1\.png is too large"):
-        open_source(**keys, max_pixels=37 * 53 - 1).read(0)
+        open_source(name="folder", data_dir=root, split=split, max_pixels=1960).read(0)
 
 
 def test_pipes_devices_and_huge_files_are_not_read(tmp_path: Path) -> None:

@@ -90,11 +90,13 @@ def _weight_files(path: Path) -> list[Path]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = path / f"{name}.index.json"
         if index.exists():
-            names = sorted(set(_read_json(index)["weight_map"].values()))
+            of_each = _read_json(index).get("weight_map")
+            if not isinstance(of_each, dict) or not of_each:
+                raise broken(index, "it has no weight_map from tensors to files")
             # Names come from a file: they are of files in this directory, or refused.
-            if any(Path(str(n)).name != n for n in names):
+            if any(Path(str(n)).name != n for n in of_each.values()):
                 raise broken(index, "it names files outside its directory")
-            return [path / n for n in names]
+            return [path / n for n in sorted(set(of_each.values()))]
         if (path / name).exists():
             return [path / name]
     raise UserError(

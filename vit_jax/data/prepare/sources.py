@@ -8,16 +8,18 @@ import bz2
 import dataclasses
 import glob
 import gzip
+import itertools
 import lzma
 import os
 import re
-import shutil
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
+from vit_jax import limits
 from vit_jax.data.decode import is_image
 from vit_jax.data.prepare import csv_rows, labels, tables
 from vit_jax.data.prepare.items import Items, Labels, in_container
@@ -33,6 +35,7 @@ _COMPRESSED: dict[str, Callable[..., Any]] = {
 }
 _TAR = (".tar", *_COMPRESSED)
 _BESIDE = "folders beside images that lie in none"
+_AT_A_TIME = 2**24  # bytes that are unpacked
 _MOST_LINKS = 8  # from one link to the next
 # What folders of splits are called.
 _SPLITS = re.compile(
@@ -210,6 +213,7 @@ class Finder:
 
     def _plain(self, path: str) -> str:
         """The tar file itself, or where a compressed one has been unpacked to."""
+        csv_rows.check_regular(path)
         for ending, opener in _COMPRESSED.items():
             if path.endswith(ending):
                 name = os.path.basename(path).removesuffix(ending) + ".tar"
@@ -386,10 +390,18 @@ def _members(
 
 
 def _unpack(opener: Callable[..., Any], path: str, place: str) -> None:
-    os.makedirs(os.path.dirname(place), exist_ok=True)
+    tables.begin_spill(os.path.dirname(place), path)
     try:
         with opener(path) as source, open(f"{place}.tmp", "wb") as target:
-            shutil.copyfileobj(source, target, 2**24)
-    except (OSError, EOFError, lzma.LZMAError) as e:
+            size = os.path.getsize(path)
+            for start in itertools.count(step=_AT_A_TIME):
+                if not (data := source.read(_AT_A_TIME)):
+                    break
+                limits.check_unpacked(path, size, start + len(data))
+                target.write(data)
+    except UserError:
+        os.remove(f"{place}.tmp")
+        raise
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as e:
         raise UserError(f"{path} cannot be unpacked to {place}: {e}.") from e
     os.replace(f"{place}.tmp", place)
