@@ -190,16 +190,43 @@ def test_links_in_a_tar_file_are_followed(tmp_path: Path) -> None:
             ("b/hard.png", tarfile.LNKTYPE, "a/1.png"),
             ("b/gone.png", tarfile.SYMTYPE, "../../elsewhere.png"),
             ("b/loop.png", tarfile.SYMTYPE, "loop.png"),
+            ("c", tarfile.SYMTYPE, "a"),
+            ("a/pipe.png", tarfile.FIFOTYPE, ""),
+            ("a/disk.png", tarfile.CHRTYPE, ""),
         ):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, target
             file.addfile(member)
     said = prepare(tmp_path, f"train={path}")
-    assert any("2 links to no file" in line for line in said)
+    (left_out,) = (line for line in said if line.startswith("Left out"))
+    for what in (
+        *("2 links to no file", "1 links to folders of a tar file"),
+        "2 pipes or devices",
+    ):
+        assert what in left_out
     found = {name: content for name, (content, _) in records(tmp_path).items()}
     assert len(found) == 6
     assert found["train/b/softer.png"] == found["train/a/0.png"]
     assert found["train/b/hard.png"] == found["train/a/1.png"]
+
+
+def test_what_class_tars_lack_is_counted(tmp_path: Path) -> None:
+    inner = tmp_path / "a.tar"
+    tar(inner, {"0.png": encoded(0, "PNG"), "notes.txt": b"x", "._0.png": b"x"})
+    with tarfile.open(inner, "a") as file:
+        for name, target in (("1.png", "0.png"), ("2.png", "../elsewhere.png")):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, target
+            file.addfile(member)
+    tar(tmp_path / "whole.tar", {"a.tar": inner.read_bytes()})
+    with tarfile.open(tmp_path / "whole.tar", "a") as file:
+        member = tarfile.TarInfo("b.tar")
+        member.type, member.linkname = tarfile.SYMTYPE, "/elsewhere/b.tar"
+        file.addfile(member)
+    said = prepare(tmp_path, f"train={tmp_path}/whole.tar")
+    (left_out,) = (line for line in said if line.startswith("Left out"))
+    assert "2 links to no file" in left_out and "1 .txt" in left_out
+    assert sorted(records(tmp_path)) == ["train/a/0.png", "train/a/1.png"]
 
 
 def test_dangling_links_and_loops_in_a_folder_are_counted(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """What a source is, and which module opens which name."""
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from vit_jax.data.crop import Crop
 from vit_jax.errors import UserError
 
 BUILT_IN = ("fashion_mnist_mini", "folder", "idx", "npz", "array_record", "mixture")
+_SAMPLED = 64  # files
 HOLDS_OUT = ("folder", "idx", "npz")  # what people put there themselves
 
 
@@ -24,6 +26,8 @@ class Source(Protocol):
         label_names: one for each class, or None.
         multi_hot: whether a label is a float32 vector [k], not one class.
         fingerprint: digest of what the records are, the same wherever they lie.
+        sample: digest of how large some of their files are, the same wherever they lie:
+            other files under the same names; "" where the fingerprint tells.
         in_memory: whether `read` costs nothing to speak of.
         notes: what a user should know of how the records were found.
     """
@@ -33,6 +37,7 @@ class Source(Protocol):
     label_names: tuple[str, ...] | None
     multi_hot: bool
     fingerprint: str
+    sample: str
     in_memory: bool
     notes: tuple[str, ...]
 
@@ -59,6 +64,17 @@ class Source(Protocol):
     def labels(self) -> np.ndarray | None:
         """All labels, int32 [n], where they cost nothing to get; else None."""
         ...
+
+
+def sample_of(count: int, path: Callable[[int], str]) -> str:
+    """Digest of the sizes of some of `count` files, evenly spaced; -1 of a lost one."""
+    sizes = []
+    for i in range(0, count, max(1, count // _SAMPLED)):
+        try:
+            sizes.append(os.stat(path(i)).st_size)
+        except OSError:  # told by whoever reads it
+            sizes.append(-1)
+    return hashlib.sha256(repr(sizes).encode()).hexdigest()[:16]
 
 
 def open_source(

@@ -13,6 +13,7 @@ from vit_jax import limits
 from vit_jax.data import decode, holdout, image_file, sampler, splits
 from vit_jax.data.crop import Crop
 from vit_jax.data.sources import layout as layouts
+from vit_jax.data.sources.base import sample_of
 from vit_jax.data.sources.layout import Layout, named, printable
 from vit_jax.errors import UserError
 
@@ -44,6 +45,7 @@ class FolderSource:
         digest = hashlib.sha256(repr((label_names, len(files))).encode())
         digest.update(b"\0".join(self._files.tolist()))
         self.fingerprint = digest.hexdigest()[:16]
+        self.sample = sample_of(len(files), self._path)
 
     def __len__(self) -> int:
         return len(self._files)

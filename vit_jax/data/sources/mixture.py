@@ -57,6 +57,7 @@ class MixtureSource:
         if renumbered:
             described.append(sorted(renumbered.items()))
         self.fingerprint = hashlib.sha256(repr(described).encode()).hexdigest()[:16]
+        self.sample = ",".join(source.sample for source in self._sources)
 
     def __len__(self) -> int:
         return int(self._ends[-1])

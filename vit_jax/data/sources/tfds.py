@@ -16,7 +16,7 @@ from vit_jax.data import catalog, decode, splits
 from vit_jax.data.crop import Crop, cut
 from vit_jax.data.sources import description
 from vit_jax.data.sources.arrays import labels_are_sets
-from vit_jax.data.sources.base import BUILT_IN
+from vit_jax.data.sources.base import BUILT_IN, sample_of
 from vit_jax.data.sources.description import Label
 from vit_jax.data.sources.example import Feature, parse_example
 from vit_jax.data.sources.layout import is_folder
@@ -49,6 +49,7 @@ class TfdsSource:
     ):
         """`entry` tells of labels that are computed, and of pixels that are changed."""
         self._max_pixels = max_pixels
+        self.sample = sample_of(len(records.files), records.files.__getitem__)
         self.name = folder
         self.fingerprint = fingerprint
         self.label_names = label_names
