@@ -88,6 +88,11 @@ CASES = {
     "missing split": (["--config.data.split=trian"], "train"),
     "empty split": (["--config.data.split=train[:0]"], "train[:0]"),
     "batch not divisible by the mesh": (["--config.batch_size=9"], "nearest that are"),
+    "evaluation with a batch of no machine": (
+        ["--config.evals.test.batch_size=1e12"],
+        "at most 16,777,216",
+    ),
+    "pixels without a limit": (["--config.data.max_pixels=0"], "max_pixels=0"),
     "mesh of too many devices": (["--config.mesh.data=3"], "must multiply to 8"),
     "key that is not read": (["--config.optim.momentum=0.9"], "momentum"),
     "best of no evaluation": (

@@ -146,3 +146,41 @@ def test_what_is_written_does_not_go_through_a_link(tmp_path: Path) -> None:
     temporary.symlink_to(target)
     workdirs.write_config(epath.Path(tmp_path), {"seed": 1})
     assert target.read_text() == "theirs" and not temporary.exists()
+
+
+def test_links_in_a_workdir_are_not_written_through(tmp_path: Path) -> None:
+    """Whoever can write there could have any file of the user's emptied."""
+    workdir, victim = epath.Path(tmp_path / "w"), tmp_path / "victim"
+    workdir.mkdir()
+    victim.write_text("precious")
+    names = (".writable", "config.json", "config.json.tmp", "parameters.txt")
+    for name in names:
+        (tmp_path / "w" / name).symlink_to(victim)
+    with workdirs.held(workdir):
+        workdirs.write_atomically(workdir / "config.json", "{}")
+        workdirs.write_atomically(workdir / "parameters.txt", "x")
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "w/config.json").is_symlink()
+
+
+def test_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w/.lock").symlink_to(victim)
+    with pytest.raises(
+        UserError, match=r"\.lock cannot be opened .*: it is a link, or"
+    ):
+        workdirs.lock(epath.Path(tmp_path / "w"))
+    assert victim.read_text() == "precious"
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "evals").mkdir()
+    left = ("config.json.123.tmp", "evals/test-20.json.4567.tmp")
+    kept = ("mine.tmp", "evals/notes.tmp", "evals/test-20.json")
+    for name in (*left, *kept):
+        (tmp_path / name).write_text("x")
+    with workdirs.held(epath.Path(tmp_path)):
+        assert not any((tmp_path / name).exists() for name in left)
+        assert all((tmp_path / name).exists() for name in kept)

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ LABEL_NAMES = "labels.json"
 RUNS = "runs.jsonl"
 CLASS_WEIGHTS = "class_weights.json"
 LOCK = ".lock"
+_LEFT_OVER = re.compile(r".+\.\d+\.tmp")
 _FILES = (CONFIG, LABEL_NAMES, LOCK, "metrics.jsonl", "runs.jsonl", "parameters.txt")
 _DIRECTORIES = ("checkpoints", "broken_checkpoints", "evals", "tensorboard")
 
@@ -97,6 +99,8 @@ def check_writable(workdir: epath.Path) -> None:
     probe = workdir / ".writable"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        # A new file: what somebody else has put under the name is not written through.
+        probe.unlink(missing_ok=True)
         probe.write_text("")
         probe.unlink()
     except OSError as error:
@@ -140,7 +144,7 @@ def lock(workdir: epath.Path) -> IO[str]:
     if is_remote(workdir):
         return open(os.devnull)
     while True:
-        file = open(workdir / LOCK, "a+")  # noqa: SIM115 (held by the caller)
+        file = _open_lock(workdir / LOCK)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -157,7 +161,32 @@ def lock(workdir: epath.Path) -> IO[str]:
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
+    _remove_left_over(workdir)
     return file
+
+
+def _open_lock(path: epath.Path) -> IO[str]:
+    """The file of the lock; a link of this name would lead to somebody else's file.
+
+    Raises:
+      UserError: if it is one, or cannot be opened.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.fdopen(os.open(path, flags, 0o666), "a+")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be opened ({error.strerror}): it is a link, or belongs to "
+            "somebody else; remove it"
+        ) from error
+
+
+def _remove_left_over(workdir: epath.Path) -> None:
+    """Removes what `durable.write` of a process that was killed has left."""
+    for folder in (workdir, workdir / "evals"):
+        for path in folder.glob("*.tmp") if folder.is_dir() else ():
+            if _LEFT_OVER.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 def _still_there(file: IO[str], path: epath.Path) -> bool:
