@@ -8,11 +8,14 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests import cli
+from vit_jax import distributed, initial
+from vit_jax.checkpoints import adapt
 
 NAMES = (
     "train/loss",
@@ -115,6 +118,30 @@ def test_evaluate_only(finished: Path, tmp_path: Path) -> None:
     assert trained["fingerprint"] == record["fingerprint"]
     assert trained["data"]["split"] == "test[:10%]"
     cli.call(*ARGS, f"--workdir={tmp_path}/empty", "--evaluate_only", expect=2)
+
+
+def test_hosts_that_see_other_checkpoints(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory that is still being copied to one of them, say."""
+
+    def with_another(text: str, **_: Any) -> list[str]:
+        return [text, text.replace("30", "28")]
+
+    monkeypatch.setattr(distributed, "gather", with_another)
+    weights = f"--config.init_from={finished}/checkpoints/30"
+    workdir = f"--workdir={tmp_path}"
+    output = cli.call(*ARGS, workdir, weights, "--evaluate_only", expect=2)
+    assert "the processes do not see the same weights" in output
+    assert f"process 0: {finished}/checkpoints/30\n" in output
+    assert f"process 1: {finished}/checkpoints/28" in output
+    source = adapt.Weights(
+        arrays={}, model={}, image_size=(1, 1), normalization=None, said=("step 30",)
+    )
+    monkeypatch.setattr(initial, "read_init_from", lambda *_: source)
+    output = cli.call(*ARGS, workdir, weights, expect=2)
+    assert f"see the same weights in {finished}/checkpoints/30" in output
+    assert "process 1: step 28" in output
 
 
 SEVERAL = """
