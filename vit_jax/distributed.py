@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import ipaddress
 import json
+import os
 import secrets
 import socket
 import threading
@@ -178,8 +179,9 @@ def _listen(
             if error.errno == errno.EADDRNOTAVAIL and bound:
                 continue
             raise UserError(
-                f"process 0 cannot listen at port {port} ({error.strerror}): give "
-                "another --coordinator_address, to all processes"
+                f"process 0 cannot listen at port {port} "
+                f"({os.strerror(error.errno or 0)}): give another "
+                "--coordinator_address, to all processes"
             ) from error
     raise AssertionError(host)
 
