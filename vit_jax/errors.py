@@ -3,6 +3,7 @@
 import difflib
 import lzma
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -17,6 +18,18 @@ ZIP_ERRORS = (
     EOFError,
     ValueError,
     RuntimeError,
+)
+
+# What NumPy raises, besides, for an array whose header is no Python literal, is of
+# another version, or claims to be larger than all memory.
+NUMPY_ERRORS = (
+    *ZIP_ERRORS,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    SyntaxError,
+    TypeError,
+    tokenize.TokenError,
 )
 
 
