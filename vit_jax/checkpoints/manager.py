@@ -106,6 +106,7 @@ class Checkpoints:
         self._config, self._label_names = config, label_names
         self._saving = 0  # the step that is being written, and where that began
         self._begun_in: tuple[int, int] | None = None
+        self._unchecked = False  # it has begun, and nobody knows yet how it ended
         self._other: OtherModel | None = None
         falls = (best or "").endswith(("loss", "error"))
         self._better = operator.lt if falls else operator.gt
@@ -193,6 +194,7 @@ class Checkpoints:
         with writing(self.directory, self._begun_in):
             self._manager.wait_until_finished()  # it is of another step
         self._saving, self._begun_in = step, identity(self.directory)
+        self._unchecked = True
         with writing(self.directory, self._begun_in):
             self._manager.save(
                 step,
@@ -211,6 +213,17 @@ class Checkpoints:
         written = list(self.directory.glob(f"{step}.orbax-checkpoint-tmp*"))
         directory = written[0] if written else self.directory / str(step)
         manifest.write(directory, step)
+
+    def check(self) -> None:
+        """Looks how the last save ended, once it has. It never waits.
+
+        Raises:
+          UserError: if it failed since the disk cannot be written.
+        """
+        if self._unchecked and not self._manager.is_saving_in_progress():
+            self._unchecked = False
+            with writing(self.directory, self._begun_in):
+                self._manager.wait_until_finished()
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk under its final name.
