@@ -5,6 +5,7 @@ import dataclasses
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
