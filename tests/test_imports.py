@@ -116,6 +116,7 @@ FOR_LAUNCHERS = {
     "vit_jax.errors",
     "vit_jax.flags",
     "vit_jax.launch",
+    "vit_jax.limits",
     "vit_jax.recipes",
     "vit_jax.streams",
     "vit_jax.workdirs",
