@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 # other of its own layer. `__init__` is the public face and stands on top of all.
 LAYERS: tuple[set[str], ...] = (
     {"durable", "errors", "lettering", "processes", "streams"},
-    {"authentication"},
+    {"authentication", "limits"},
     {
         "class_names",
         "cluster",

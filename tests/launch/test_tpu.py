@@ -1,6 +1,7 @@
 """launch.tpu against a fake gcloud: what goes wrong, and that the run is finished."""
 
 import io
+import json
 import os
 import shutil
 import signal
@@ -57,6 +58,30 @@ def test_a_run_is_shipped_run_on_all_workers_and_cleaned_up(cloud, capfd):
     (create,) = [c for c in cloud["commands"] if c[3] == "create"]
     assert "--runtime-version=v2-alpha-tpuv5-lite" in create
     assert "--node-id=run1" in create and "--spot" in create
+
+
+def test_all_workers_of_all_slices_share_a_secret_key(cloud: Cloud, capfd):
+    """In files that others cannot read; it is in no command and no log."""
+    assert tpu.main(arguments(cloud, "--slices=2", "--keep")) == 0
+    (key,) = {key for _, key in cloud["keys"]}
+    assert len(key) == 64
+    files = list((cloud.root / "vms").glob("*/vit_jax_run_key"))
+    assert [file.read_text() for file in files] == [key] * 2
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    logs = [log.read_text() for log in (cloud.root / "vms").rglob("log")]
+    said = json.dumps(cloud["commands"]) + str(capfd.readouterr()) + "".join(logs)
+    assert key not in said
+
+
+def test_other_slices_get_another_key(cloud: Cloud):
+    """A crash on the same ones does not change it."""
+    cloud.will(workers=2, codes=[1], code_after=1, preempt_at=[5])
+    assert tpu.main(arguments(cloud)) == 0
+    starts: dict[str, set[str]] = {}
+    for start, key in cloud["keys"]:
+        starts.setdefault(start, set()).add(key)
+    first, second, third = starts.values()
+    assert len(first) == len(third) == 1 and first == second and first != third
 
 
 def test_a_run_that_has_begun_in_a_bucket_goes_on(

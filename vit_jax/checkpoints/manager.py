@@ -340,8 +340,16 @@ class Checkpoints:
 
     def _refuse_other_stream(self, directory: epath.Path, position: Position) -> None:
         """Its next batch would not be the one after its last."""
-        wanted, stored = self.position.stream, position.stream
+        wanted, stored = dict(self.position.stream), dict(position.stream)
+        after, before = (stream.pop("sample", None) for stream in (wanted, stored))
         if stored == wanted:
+            # Checkpoints of older versions have none.
+            if None not in (before, after) and before != after:
+                self.notes.append(
+                    "some files of the training data are not as large as at step "
+                    f"{position.step}: others lie there under the same names"
+                )
+            position.stream = self.position.stream
             return
         only_data = {**stored, "data": None} == {**wanted, "data": None}
         if only_data and self._allow_changed_data:
@@ -349,7 +357,7 @@ class Checkpoints:
                 f"the training data has changed since step {position.step}, and so "
                 "have the examples from here on: config.checkpoint.allow_changed_data"
             )
-            position.stream = wanted
+            position.stream = self.position.stream
             return
         was = ", ".join(f"{k} {v}" for k, v in stored.items())
         now = ", ".join(f"{k} {v}" for k, v in wanted.items())
