@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ class Disk:
         default_factory=contextlib.ExitStack
     )
 
-    def fill(self, pid: int) -> None:
-        if not self.mounted:  # no file of the process grows beyond what it has printed
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (50_000, 50_000))
+    def fill(self, pids: list[int]) -> None:
+        if not self.mounted:  # no file that these processes write can grow further
+            for pid in pids:
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
             return
         filler = self.root / "filler"
         self.spoilt.callback(filler.unlink)
@@ -43,10 +44,11 @@ class Disk:
             directory.chmod(0o555)
             self.spoilt.callback(directory.chmod, 0o755)
             return
-        run = subprocess.check_call
-        run(["mount", "--bind", directory, directory])
-        self.spoilt.callback(run, ["umount", "--lazy", directory])
-        run(["mount", "-o", "remount,bind,ro", directory])
+        subprocess.check_call(["mount", "--bind", directory, directory])
+        self.spoilt.callback(subprocess.check_call, ["umount", "--lazy", directory])
+        forbid = ["mount", "-o", "remount,bind,ro", directory]
+        # Not while a file in it is open for writing.
+        wait_until(lambda: subprocess.call(forbid) == 0, "it stays busy")
 
     def rename(self, directory: Path) -> None:
         away = directory.with_name("away")
@@ -68,13 +70,20 @@ def put_back(away: Path, directory: Path) -> None:
 class Start:
     """One start of the command, in a session of its own."""
 
-    def __init__(self, args: list[str], workdir: Path, launched: bool) -> None:
-        self.workdir, self.launched = workdir, launched
+    def __init__(
+        self, args: list[str], steps: int, launched: bool, workdir: Path
+    ) -> None:
+        self.workdir, self.launched, self.steps = workdir, launched, steps
         self.log = workdir.parent / "output.txt"
         module = "vit_jax.launch.local" if launched else "vit_jax.main"
-        with open(self.log, "w") as output:
+        with open(self.log, "w") as output, heeding(signal.SIGHUP):
             self.process = cli.start(
-                *args, f"--workdir={workdir}", module=module, group=True, stdout=output
+                *args,
+                f"--config.total_steps={steps}",
+                f"--workdir={workdir}",
+                module=module,
+                group=True,
+                stdout=output,
             )
         self.began, self.half_written = time.monotonic(), self.temporary()
 
@@ -116,6 +125,14 @@ class Start:
         self.process.wait(timeout=600)
         wait_until(lambda: not of_session(self.process.pid), "processes are left")
         return self.process.returncode, self.log.read_text()
+
+
+@contextlib.contextmanager
+def heeding(number: signal.Signals) -> Iterator[None]:
+    """What is started within does not ignore a signal, as `nohup` asks for."""
+    before = signal.signal(number, signal.SIG_DFL)
+    yield
+    signal.signal(number, before)
 
 
 def of_session(number: int) -> list[int]:

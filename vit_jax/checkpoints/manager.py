@@ -104,9 +104,9 @@ class Checkpoints:
         self._allow_changed_data = allow_changed_data
         self.notes: list[str] = []
         self._config, self._label_names = config, label_names
-        self._saving = 0  # the step that is being written, and where that began
-        self._begun_in: tuple[int, int] | None = None
-        self._unchecked = False  # it has begun, and nobody knows yet how it ended
+        self._saving = 0  # the step that is being written
+        self._begun_in: tuple[int, int] | None = None  # the directory, see `disk`
+        self._unchecked = False  # nobody has looked yet how the last save ended
         self._other: OtherModel | None = None
         falls = (best or "").endswith(("loss", "error"))
         self._better = operator.lt if falls else operator.gt
@@ -224,6 +224,7 @@ class Checkpoints:
             self._unchecked = False
             with writing(self.directory, self._begun_in):
                 self._manager.wait_until_finished()
+            self._begun_in = None
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk under its final name.
