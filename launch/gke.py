@@ -68,8 +68,10 @@ def main(argv: Sequence[str]) -> int:
     workload = Workload(objects(run, flags), flags.namespace)
     builds = build_commands(flags) if flags.build else []
     if flags.dry_run:
-        for step in [*builds, workload.apply_command()]:
-            print(job.shell(step), file=sys.stderr)
+        steps = [job.shell(step) for step in [*builds, workload.apply_command()]]
+        if create := workload.secret_command():
+            steps.insert(len(builds), f"openssl rand -hex 32 | {job.shell(create)}")
+        print("\n".join(steps), file=sys.stderr)
         print(workload.manifest())  # alone, so that it can be piped into kubectl
         return 0
     for step in builds:

@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from vit_jax.authentication import new_key
 from vit_jax.errors import UserError
-from vit_jax.launch import command, job
+from vit_jax.launch import command, job, manifests
 from vit_jax.launch.manifests import Object
 
 _FINISHED = {"Complete": 0, "Completed": 0, "Failed": 1}  # conditions, and our code
@@ -25,6 +26,7 @@ class Workload:
         self._kubectl = ["kubectl", f"--namespace={namespace}"]
         self._kind = objects[-1]["kind"].lower()
         self._name = objects[-1]["metadata"]["name"]
+        self._secret = manifests.secret_of(objects[-1])
 
     def manifest(self) -> str:
         """All objects as JSON."""
@@ -37,10 +39,23 @@ class Workload:
         # strict: else an old JobSet controller drops the rules that it does not know.
         return [*self._kubectl, "apply", "--validate=strict", "--filename=-"]
 
+    def secret_command(self) -> list[str] | None:
+        """Creates the Secret from a key in standard input; None if there is no need.
+
+        It is no part of the manifest, which is printed, and which `kubectl apply` would
+        repeat in an annotation.
+        """
+        if self._secret is None:
+            return None
+        create = [*self._kubectl, "create", "secret", "generic", self._secret]
+        return [*create, f"--from-file={manifests.KEY_FIELD}=/dev/stdin"]
+
     def delete_command(self) -> list[str]:
-        """Ends the run and removes its objects."""
-        kinds = ",".join(o["kind"].lower() for o in reversed(self._objects))
-        return [*self._kubectl, "delete", kinds, self._name]
+        """Ends the run and removes its objects, those that there are."""
+        names = [f"{o['kind'].lower()}/{self._name}" for o in reversed(self._objects)]
+        if self._secret is not None:
+            names.append(f"secret/{self._secret}")
+        return [*self._kubectl, "delete", *names, "--ignore-not-found"]
 
     def apply(self) -> None:
         """Creates the objects; those of a run that has ended are removed before.
@@ -53,10 +68,33 @@ class Workload:
                 f"{self._kind} {self._name} is running: --follow shows it, this ends "
                 f"it:\n  {job.shell(self.delete_command())}"
             )
-        if self.status() is not None:  # what has ended cannot be started again
+        # What has ended cannot be started again; a Secret may be left without it.
+        if self._secret is not None or self.status() is not None:
             command.output(self.delete_command())
-        print(command.output(self.apply_command(), text=self.manifest()), end="")
+        with contextlib.ExitStack() as undo:
+            if create := self.secret_command():
+                print(command.output(create, text=new_key()), end="")
+                delete = [*self._kubectl, "delete", f"secret/{self._secret}"]
+                undo.callback(command.capture, delete)
+            print(command.output(self.apply_command(), text=self.manifest()), end="")
+            undo.pop_all()
+        if self._secret is not None:
+            self._own_secret()
         print(f"To end it: {job.shell(self.delete_command())}", flush=True)
+
+    def _own_secret(self) -> None:
+        """Lets the cluster delete the Secret with the JobSet or Job."""
+        owner = {
+            "apiVersion": self._objects[-1]["apiVersion"],
+            "kind": self._objects[-1]["kind"],
+            "name": self._name,
+            "uid": self._get(self._kind, self._name)["metadata"]["uid"],
+        }
+        change = json.dumps({"metadata": {"ownerReferences": [owner]}})
+        secret = f"secret/{self._secret}"
+        patch = [*self._kubectl, "patch", secret, "--type=merge", f"--patch={change}"]
+        if (result := command.capture(patch)).code:  # the run is going on all the same
+            print(f"{secret} has no owner, delete it with the run: {result.error}")
 
     def is_running(self) -> bool:
         """Whether it exists and has not ended."""

@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import importlib.util
 import os
-import secrets
 import selectors
 import shutil
 import signal
@@ -24,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from vit_jax import limits, streams
-from vit_jax.authentication import RUN_KEY
+from vit_jax.authentication import RUN_KEY, new_key
 from vit_jax.errors import (
     NonFiniteLossError,
     PeerLost,
@@ -297,7 +296,7 @@ class Launcher:
         """Runs all processes until none is left; returns the code of the run."""
         lines = commands(self._run, len(self._devices), f"127.0.0.1:{free_port()}")
         processes: list[Process] = []
-        key = {RUN_KEY: secrets.token_hex(32)}  # not in the command line: all see that
+        key = {RUN_KEY: new_key()}  # not in the command line: all see that
         try:
             for i, (line, devices) in enumerate(zip(lines, self._devices, strict=True)):
                 processes.append(Process(i, line, {**devices, **key}))

@@ -19,6 +19,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from vit_jax.authentication import RUN_KEY
 from vit_jax.errors import NonFiniteLossError, PeerLost, Preempted, UserError
 from vit_jax.launch import job
 from vit_jax.launch.accelerators import Slice
@@ -28,6 +29,7 @@ Object = dict[str, Any]
 CONTAINER = "vit-jax"
 REPLICATED_JOB = "slice"
 COORDINATOR_PORT = 8476
+KEY_FIELD = "key"  # of the Secret of a run
 _GPU_LABEL = "cloud.google.com/gke-accelerator"
 _FINAL = [UserError.exit_code, NonFiniteLossError.exit_code]
 
@@ -57,6 +59,9 @@ class Settings:
 def jobset(run: job.Job, tpu: Slice, slices: int, settings: Settings) -> Object:
     """A JobSet with one Job a slice and one pod a host, restarted as a whole."""
     several = slices > 1
+    environment = _megascale(settings.name, slices) if several else []
+    if slices * tpu.hosts > 1:
+        environment.append(_run_key(settings.name))
     pod = _pod(
         settings,
         run.command("python"),
@@ -65,7 +70,7 @@ def jobset(run: job.Job, tpu: Slice, slices: int, settings: Settings) -> Object:
             "cloud.google.com/gke-tpu-accelerator": tpu.tpu.gke,
             "cloud.google.com/gke-tpu-topology": tpu.topology,
         },
-        environment=_megascale(settings.name, slices) if several else [],
+        environment=environment,
     )
     # The device files of a TPU belong to root; the image's own user is nobody.
     pod["containers"][0]["securityContext"] = {"runAsUser": 0}
@@ -139,7 +144,7 @@ def gpu_job(
         run.command("python", extra=distributed if nodes > 1 else []),
         resources={"nvidia.com/gpu": gpus},
         node_selector={_GPU_LABEL: gpu_type} if gpu_type else {},
-        environment=[],
+        environment=[_run_key(name)] if nodes > 1 else [],
     )
     pod["subdomain"] = name
     if nodes > 1:  # not escaped: the one variable that Kubernetes is to fill in
@@ -239,6 +244,28 @@ def _pod(
             }
         ]
     return pod
+
+
+def _run_key(name: str) -> Object:
+    """The key by which the processes know each other; the Secret is made apart."""
+    reference = {"name": f"{name}-run-key", "key": KEY_FIELD}
+    return {"name": RUN_KEY, "valueFrom": {"secretKeyRef": reference}}
+
+
+def secret_of(workload: Object) -> str | None:
+    """The name of the Secret that the pods of a Job or JobSet read their key from.
+
+    Returns:
+      None for a run of one process, which needs none.
+    """
+    spec = workload["spec"]
+    if workload["kind"] == "JobSet":
+        spec = spec["replicatedJobs"][0]["template"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    for variable in container["env"]:
+        if variable["name"] == RUN_KEY:
+            return variable["valueFrom"]["secretKeyRef"]["name"]
+    return None
 
 
 def escaped(argument: str) -> str:

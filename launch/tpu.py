@@ -6,6 +6,7 @@ was preempted. In the end the slices are deleted, unless --keep is given.
 """
 
 import argparse
+import os
 import re
 import shlex
 import signal
@@ -16,12 +17,14 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vit_jax.authentication import new_key
 from vit_jax.errors import Preempted, UserError
 from vit_jax.launch import accelerators, checkout, command, job
 from vit_jax.launch.queued_resources import QueuedResource, Request
 
 _LOST_CONNECTION = 255  # the exit code of ssh itself
 _SHIP_TRIES = 3
+_KEY_FILE = "vit_jax_run_key"  # in the homes of the workers; worker.sh reads it
 
 
 def flags_parser() -> job.Parser:
@@ -79,7 +82,8 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / f"vit_jax_{digest}.tar.gz"
         path.write_bytes(archive)
-        workers = Workers(request, str(path), code_directory)
+        key_file = str(Path(directory) / _KEY_FILE)
+        workers = Workers(request, str(path), code_directory, key_file)
         launcher = Launcher(run, resource, workers, flags)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` asks
@@ -130,9 +134,9 @@ def all_commands(
     archive = f"vit_jax_{Path(code_directory).name}.tar.gz"
     yield request.create()
     yield request.describe()
-    workers = Workers(request, archive, code_directory)
+    workers = Workers(request, archive, code_directory, _KEY_FILE)
     for node in request.nodes:
-        yield from (workers.copy(node), workers.install(node))
+        yield from (workers.copy(node), workers.copy_key(node), workers.install(node))
         yield workers.run(node, "ID", run)
     yield request.delete()
 
@@ -157,15 +161,36 @@ def tidy(resource: QueuedResource, *, keep: bool) -> None:
 class Workers:
     """The commands that are given to all workers of a slice."""
 
-    def __init__(self, request: Request, archive: str, code_directory: str) -> None:
-        """`code_directory` is where the archive is unpacked, named by its contents."""
+    def __init__(
+        self, request: Request, archive: str, code_directory: str, key_file: str
+    ) -> None:
+        """Prepares; nothing is run here.
+
+        Args:
+          request: of the slices.
+          archive: path of the code.
+          code_directory: where it is unpacked, named by its contents.
+          key_file: path where `new_key` writes.
+        """
         self._request = request
         self._archive = archive
         self._directory = code_directory
+        self._key_file = Path(key_file)
+
+    def new_key(self) -> None:
+        """Draws the key by which the processes of a run know each other."""
+        self._key_file.unlink(missing_ok=True)
+        created = os.open(self._key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(created, "w") as file:
+            file.write(new_key())
 
     def copy(self, node: str) -> list[str]:
         """Copies the archive."""
         return self._request.scp(node, self._archive, Path(self._archive).name)
+
+    def copy_key(self, node: str) -> list[str]:
+        """Copies the key; scp keeps its mode, and no command line shows a content."""
+        return self._request.scp(node, str(self._key_file), _KEY_FILE)
 
     def install(self, node: str) -> list[str]:
         """Unpacks it, and makes the environment if that has not been done."""
@@ -251,17 +276,19 @@ class Launcher:
             time.sleep(wait)
 
     def _ship(self) -> bool:
-        """Brings the code to all workers; False if they are taken away.
+        """Brings the code and a key to all workers; False if they are taken away.
 
         Raises:
           UserError: if that fails again and again.
         """
+        to_worker = self._workers
+        to_worker.new_key()  # of these slices; others may have had the one before
         for _ in range(_SHIP_TRIES):
-            code = self._attend([self._workers.copy(node) for node in self._nodes])
-            if code == 0:
-                code = self._attend(
-                    [self._workers.install(node) for node in self._nodes]
-                )
+            code: int | None = 0
+            for step in (to_worker.copy, to_worker.copy_key, to_worker.install):
+                code = self._attend([step(node) for node in self._nodes])
+                if code != 0:
+                    break
             if code is None or code == 0:
                 return code == 0
             time.sleep(self._poll)

@@ -59,6 +59,9 @@ run() {
     run=$runs/$1
     shift
     mkdir -p "$runs"
+    # launch.tpu has brought it; in the environment no other user can read it.
+    VIT_JAX_RUN_KEY=$(cat "$HOME/vit_jax_run_key")
+    export VIT_JAX_RUN_KEY
     lines=20  # of the log, when it is followed again
     if mkdir "$run" 2>/dev/null; then
         lines=+1

@@ -9,6 +9,7 @@ and for heartbeats a number that process 0 draws and tells through JAX's coordin
 import hashlib
 import hmac
 import os
+import secrets
 import struct
 from collections.abc import Mapping
 
@@ -21,6 +22,11 @@ MAX_DATAGRAM = 4096  # bytes
 
 _SHORTEST_KEY = 16  # characters
 _HEAD = struct.Struct(">IIQ")  # sender, receiver, number of the message
+
+
+def new_key() -> str:
+    """A secret for `RUN_KEY`, drawn anew with each call."""
+    return secrets.token_hex(32)
 
 
 def run_key(environment: Mapping[str, str] = os.environ) -> bytes:

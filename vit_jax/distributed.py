@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import ipaddress
 import json
+import os
 import secrets
 import socket
 import threading
@@ -178,8 +179,9 @@ def _listen(
             if error.errno == errno.EADDRNOTAVAIL and bound:
                 continue
             raise UserError(
-                f"process 0 cannot listen at port {port} ({error.strerror}): give "
-                "another --coordinator_address, to all processes"
+                f"process 0 cannot listen at port {port} "
+                f"({os.strerror(error.errno or 0)}): give another "
+                "--coordinator_address, to all processes"
             ) from error
     raise AssertionError(host)
 
@@ -331,6 +333,27 @@ def gather(text: str, *, heed_signals: bool = True) -> list[str]:
     texts = preemption.call(_exchange, text, check=_check_nobody_left)
     progress()
     return texts
+
+
+def check_same(text: str, what: str) -> None:
+    """Every process has the same text: a directory may look different from each.
+
+    Args:
+      text: of this process.
+      what: all of them should have, for the message.
+
+    Raises:
+      UserError: on all of them, with what each has.
+    """
+    texts = gather(text)
+    if len(set(texts)) > 1:
+        each = "".join(f"\n  process {i}: {text}" for i, text in enumerate(texts))
+        error = UserError(
+            f"the processes do not see the same {what}; is the directory the same on "
+            f"every host, and has its copy come to an end?{each}"
+        )
+        error.shared = True
+        raise error
 
 
 def _check_nobody_left() -> None:

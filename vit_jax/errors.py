@@ -67,6 +67,12 @@ class OutOfMemory(UserError):
     """What was asked for does not fit into the memory of the devices."""
 
 
+class Unwritable(Stop, OSError):
+    """stdout cannot be written; no fault of what was being read or checked."""
+
+    exit_code = 2
+
+
 class NonFiniteLossError(Stop):
     """The loss or the update became NaN or infinite."""
 
@@ -104,7 +110,11 @@ def did_you_mean(given: str, valid: Iterable[str]) -> str:
     'did you mean "learning_rate"?'
     >>> did_you_mean("xyzzy", ["adamw", "sgd"])
     'valid names: adamw, sgd'
+    >>> did_you_mean("x", [])
+    'there are none'
     """
     valid = sorted(valid)
+    if not valid:
+        return "there are none"
     near = difflib.get_close_matches(given, valid, n=1)
     return f'did you mean "{near[0]}"?' if near else f"valid names: {', '.join(valid)}"

@@ -25,6 +25,7 @@ class Cloud:
       codes: exit codes of the first starts; the next trains to the end.
       code_after: steps that they make before.
       step_seconds: how long a step of the fake trainer takes.
+      forbidden: the verbs that a cluster refuses.
       true_main: whether workers run the true vit_jax.main.
     """
 
@@ -38,6 +39,7 @@ class Cloud:
             write_program(bins[0] / tool, f'{FAKES}/{tool}.py "$@"')
         write_program(bins[1] / "python3.11", f'{FAKES}/python.py "$0" "$@"')
         state = {"commands": [], "requests": {}, "runs": [], "objects": {}, "pods": {}}
+        state["keys"] = []  # of each start of a process: its number, and its key
         counts = ("asked", "created", "deleted", "installed", "starts", "attempts")
         self._write("state", state | dict.fromkeys(counts, 0))
         self._write("scenario", _QUIET | {"workdir": str(self.workdir)})
@@ -93,6 +95,7 @@ _QUIET = {
     "codes": [],
     "code_after": 3,
     "step_seconds": 0.02,
+    "forbidden": [],
     "true_main": False,
 }
 

@@ -1,8 +1,10 @@
 """launch.gke: manifests against the published schemas, runs in a fake cluster."""
 
+import base64
 import json
 import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +280,70 @@ def test_a_job_on_gpus(cluster: Cloud, capfd):
         "--process_id=0",
     ]
     assert "step 10\n" in capfd.readouterr().out
+
+
+def assert_one_secret_key(cloud: Cloud, output: str) -> str:
+    """All processes of all starts had the key of the run's Secret, told to nobody."""
+    (secret,) = (k for k in cloud["objects"] if k.startswith("secret/"))
+    (field,) = cloud["objects"][secret]["data"].values()
+    key = base64.b64decode(field).decode()
+    assert len(key) >= 32 and {given for _, given in cloud["keys"]} == {key}
+    others = {k: v for k, v in cloud["objects"].items() if k != secret}
+    for text in (key, field):
+        assert text not in json.dumps(cloud["commands"]) + json.dumps(others) + output
+    return key
+
+
+@pytest.mark.parametrize("argv", [TPU, GPU, [*TPU, "--slices=2"]])
+def test_the_processes_of_a_run_share_a_secret_key(cluster: Cloud, argv, capfd):
+    """The same in all starts by the cluster; another when it is launched again."""
+    cluster.will(codes=[1])
+    assert gke.main([*argv, "--follow"]) == 0
+    assert len(cluster["keys"]) > 2
+    first = assert_one_secret_key(cluster, str(capfd.readouterr()))
+    (cluster.root / "state.json").write_text(
+        json.dumps(json.loads((cluster.root / "state.json").read_text()) | {"keys": []})
+    )
+    assert gke.main([*argv, "--follow"]) == 0
+    assert assert_one_secret_key(cluster, str(capfd.readouterr())) != first
+    (workload,) = (k for k in cluster["objects"] if k.startswith("job"))
+    kubectl = ["kubectl", "--namespace=default", "delete"]
+    subprocess.run([*kubectl, workload], check=True)
+    assert not [k for k in cluster["objects"] if k.startswith("secret/")]
+
+
+def test_a_secret_that_is_left_over_is_no_harm(cluster: Cloud, capfd):
+    """As after a launcher that was killed, or one that may not say who owns it."""
+    cluster.will(forbidden=["patch"])
+    assert gke.main([*GPU, "--name=two", "--follow"]) == 0
+    said = capfd.readouterr().out
+    assert "secret/two-run-key has no owner, delete it with the run" in said
+    assert "delete job/two service/two secret/two-run-key" in said
+    kubectl = ["kubectl", "--namespace=default", "delete"]
+    subprocess.run([*kubectl, "job/two", "service/two"], check=True)
+    assert set(cluster["objects"]) == {"secret/two-run-key"}
+    assert gke.main([*GPU, "--name=two", "--follow"]) == 0
+    cluster.will(forbidden=["apply"])
+    with pytest.raises(UserError, match="cannot apply resource"):
+        gke.main([*GPU, "--name=two"])
+    assert cluster["objects"] == {}
+
+
+def test_a_dry_run_says_how_to_make_the_secret(capsys):
+    """It draws none; one process needs none."""
+    assert gke.main([*GPU, "--name=two", "--dry_run"]) == 0
+    printed = capsys.readouterr()
+    create = "openssl rand -hex 32 | kubectl --namespace=default create secret generic "
+    assert f"{create}two-run-key --from-file=key=/dev/stdin\n" in printed.err
+    (container,) = json.loads(printed.out)["items"][-1]["spec"]["template"]["spec"][
+        "containers"
+    ]
+    (given,) = (e for e in container["env"] if e["name"] == "VIT_JAX_RUN_KEY")
+    reference = {"name": "two-run-key", "key": "key"}
+    assert given["valueFrom"] == {"secretKeyRef": reference}
+    for alone in ([*BASE, "--gpus=8"], [*BASE, "--topology=v5e:2x4"]):
+        assert gke.main([*alone, "--dry_run"]) == 0
+        assert "secret" not in str(capsys.readouterr()).lower()
 
 
 def test_a_job_that_would_fail_again_is_not_restarted(cluster: Cloud):

@@ -128,7 +128,7 @@ def check_settings(sweep: Path, rows: list[dict[str, str]]) -> None:
     assert means == sorted(means, reverse=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_it_and_its_trials(
     number: signal.Signals, tmp_path: Path, sweep: Path
 ) -> None:

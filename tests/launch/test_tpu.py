@@ -1,6 +1,7 @@
 """launch.tpu against a fake gcloud: what goes wrong, and that the run is finished."""
 
 import io
+import json
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,30 @@ def test_a_run_is_shipped_run_on_all_workers_and_cleaned_up(cloud, capfd):
     (create,) = [c for c in cloud["commands"] if c[3] == "create"]
     assert "--runtime-version=v2-alpha-tpuv5-lite" in create
     assert "--node-id=run1" in create and "--spot" in create
+
+
+def test_all_workers_of_all_slices_share_a_secret_key(cloud: Cloud, capfd):
+    """In files that others cannot read; it is in no command and no log."""
+    assert tpu.main(arguments(cloud, "--slices=2", "--keep")) == 0
+    (key,) = {key for _, key in cloud["keys"]}
+    assert len(key) == 64
+    files = list((cloud.root / "vms").glob("*/vit_jax_run_key"))
+    assert [file.read_text() for file in files] == [key] * 2
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    logs = [log.read_text() for log in (cloud.root / "vms").rglob("log")]
+    said = json.dumps(cloud["commands"]) + str(capfd.readouterr()) + "".join(logs)
+    assert key not in said
+
+
+def test_other_slices_get_another_key(cloud: Cloud):
+    """A crash on the same ones does not change it."""
+    cloud.will(workers=2, codes=[1], code_after=1, preempt_at=[5])
+    assert tpu.main(arguments(cloud)) == 0
+    starts: dict[str, set[str]] = {}
+    for start, key in cloud["keys"]:
+        starts.setdefault(start, set()).add(key)
+    first, second, third = starts.values()
+    assert len(first) == len(third) == 1 and first == second and first != third
 
 
 def test_a_run_that_has_begun_in_a_bucket_goes_on(
@@ -176,10 +202,10 @@ def test_kept_slices_are_taken_again(cloud, capfd):
     assert cloud["installed"] == 1, "the same code is installed once"
 
 
-def test_ctrl_c_saves_and_deletes(cloud):
-    cloud.will(step_seconds=1.5)
+def signalled(cloud: Cloud, number: signal.Signals, *, before: Sequence[str] = ()):
+    """A launcher that has got a signal after the second step."""
     launcher = subprocess.Popen(
-        [sys.executable, "-m", "vit_jax.launch.tpu", *arguments(cloud)],
+        [*before, sys.executable, "-m", "vit_jax.launch.tpu", *arguments(cloud)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -187,12 +213,38 @@ def test_ctrl_c_saves_and_deletes(cloud):
     while not (cloud.workdir / "checkpoints" / "2").exists():
         assert launcher.poll() is None
         time.sleep(0.02)
-    launcher.send_signal(signal.SIGINT)
+    launcher.send_signal(number)
+    return launcher
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_deletes(cloud, number: signal.Signals):
+    cloud.will(step_seconds=1.5)
+    launcher = signalled(cloud, number)
     output, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 75, output
     assert "exited with 75" in output
     assert "run1: deleted" in output
     assert not (cloud.workdir / "finished").exists()
+
+
+def test_a_terminal_that_is_closed_saves_and_deletes(cloud):
+    """It sends SIGHUP, and then nothing can be printed."""
+    cloud.will(step_seconds=1.5)
+    launcher = signalled(cloud, signal.SIGHUP)
+    assert launcher.stdout is not None
+    launcher.stdout.close()
+    assert launcher.wait(timeout=60) == 75
+    assert cloud["created"] == cloud["deleted"] == 1
+    assert not (cloud.workdir / "finished").exists()
+
+
+def test_nohup_keeps_sighup_away(cloud):
+    cloud.will(step_seconds=0.2)
+    launcher = signalled(cloud, signal.SIGHUP, before=["nohup"])
+    output, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 0, output
+    assert_done(cloud, created=1)
 
 
 @pytest.mark.slow

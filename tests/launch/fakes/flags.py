@@ -63,6 +63,16 @@ KUBECTL = {
     "apply": Command(
         "filename= validate= namespace= output= server-side dry-run= wait force", (0, 0)
     ),
+    "create secret generic": Command(
+        "namespace= from-file= from-literal= from-env-file= type= output= dry-run= "
+        "append-hash save-config validate=",
+        (1, 1),
+    ),
+    "patch": Command(
+        "namespace= filename= patch= patch-file= type= subresource= output= dry-run=",
+        (1, 2),
+        "patch",
+    ),
     "get": Command(
         "namespace= output= selector= ignore-not-found watch all-namespaces", (1, 99)
     ),

@@ -162,7 +162,12 @@ def scp(given: flags.Given) -> None:
     node, _, path = target.partition(":")
     for home in homes(node, given.one("worker", "0")):
         for source in sources:
-            shutil.copy(source, home / path)
+            mode = os.stat(source).st_mode & ~0o022  # the umask of the workers
+            with os.fdopen(
+                os.open(home / path, os.O_CREAT | os.O_WRONLY, mode), "wb"
+            ) as file:
+                file.write(Path(source).read_bytes())
+                file.truncate()
 
 
 def environment(home: Path) -> dict[str, str]:

@@ -5,9 +5,13 @@ ends its Job, or the JobSet is started again, follows from the rules in the obje
 scenario's `evict_at` takes a pod away in mid-run, `codes` makes it fail.
 
 Rules: https://kubernetes.io/docs/concepts/workloads/controllers/job/ (pod failure
-policy, back-off limit) and https://jobset.sigs.k8s.io/docs/concepts/ (failure policy).
+policy, back-off limit), https://jobset.sigs.k8s.io/docs/concepts/ (failure policy),
+https://kubernetes.io/docs/concepts/configuration/secret/ (a pod whose Secret is missing
+does not start) and https://kubernetes.io/docs/concepts/architecture/garbage-collection/
+(what has an owner is deleted with it).
 """
 
+import base64
 import json
 import os
 import re
@@ -35,7 +39,17 @@ def main(argv: list[str]) -> None:
     given = flags.parse("kubectl", flags.KUBECTL, words)
     with state.locked() as now:
         now["commands"].append(["kubectl", *argv])
-    {"apply": apply, "get": get, "delete": delete, "logs": logs}[given.verb](given)
+        if given.verb in state.scenario()["forbidden"]:
+            flags.refuse(f"(Forbidden): cannot {given.verb} resource")
+    actions = {
+        "apply": apply,
+        "create secret generic": create_secret,
+        "delete": delete,
+        "get": get,
+        "logs": logs,
+        "patch": patch,
+    }
+    actions[given.verb](given)
 
 
 def apply(given: flags.Given) -> None:
@@ -48,6 +62,8 @@ def apply(given: flags.Given) -> None:
             key = f"{item['kind'].lower()}/{item['metadata']['name']}"
             if key in now["objects"]:
                 flags.refuse(f"{key}: field is immutable")
+            uid = f"uid-{len(now['commands'])}-{key}"
+            item["metadata"]["uid"] = uid
             now["objects"][key] = item
             print(f"{key} created")
     with (state.CLOUD / "cluster.log").open("a") as log:
@@ -58,6 +74,31 @@ def apply(given: flags.Given) -> None:
             stderr=log,
             start_new_session=True,
         )
+
+
+def create_secret(given: flags.Given) -> None:
+    """A Secret from standard input."""
+    (name,) = given.arguments
+    field, _, path = given.one("from-file").partition("=")
+    assert path == "/dev/stdin"
+    data = {field: base64.b64encode(sys.stdin.buffer.read()).decode()}
+    key = f"secret/{name}"
+    with state.locked() as now:
+        if key in now["objects"]:
+            flags.refuse(f'(AlreadyExists): secrets "{name}" already exists')
+        now["objects"][key] = {"metadata": {"name": name}, "data": data}
+    print(f"{key} created")
+
+
+def patch(given: flags.Given) -> None:
+    """A merge patch of an object's metadata."""
+    assert given.one("type") == "merge"
+    (key,) = given.arguments
+    change = json.loads(given.one("patch"))
+    assert change.keys() == {"metadata"}
+    with state.locked() as now:
+        now["objects"][key]["metadata"].update(change["metadata"])
+    print(f"{key} patched")
 
 
 def get(given: flags.Given) -> None:
@@ -75,11 +116,27 @@ def get(given: flags.Given) -> None:
 
 
 def delete(given: flags.Given) -> None:
-    kinds, name = given.arguments
+    """Objects by KIND/NAME, and those that they own; all are tried."""
+    missing = []
     with state.locked() as now:
-        for kind in kinds.split(","):
-            del now["objects"][f"{kind}/{name}"]
-        now["pods"] = {}
+        for key in given.arguments:
+            found = now["objects"].pop(key, None)
+            if found is None:
+                missing.append(key)
+            elif uid := found["metadata"].get("uid"):
+                now["objects"] = {
+                    k: v for k, v in now["objects"].items() if uid not in owners(v)
+                }
+                now["pods"] = {}
+    if missing and "ignore-not-found" not in given.flags:
+        flags.refuse(f"Error from server (NotFound): {missing} not found")
+
+
+def owners(item: Object) -> list[str]:
+    """The uids of its owners; the fields are all needed."""
+    found = item["metadata"].get("ownerReferences", [])
+    assert all(o.keys() == {"apiVersion", "kind", "name", "uid"} for o in found)
+    return [owner["uid"] for owner in found]
 
 
 def logs(given: flags.Given) -> None:
@@ -262,7 +319,7 @@ class Pod:
         self.disrupted = False
         self.index = index
         env = {"JOB_COMPLETION_INDEX": str(index)} | {
-            e["name"]: e.get("value") or labels[field(e)] for e in self.container["env"]
+            e["name"]: value(e, labels) for e in self.container["env"]
         }
         first = index == 0 and labels.get("jobset.sigs.k8s.io/job-index", "0") == "0"
         env |= {"TPU_WORKER": "0" if first else "1", "FAKE_RUN": run}
@@ -299,12 +356,26 @@ class Pod:
         self.step()
 
 
-def field(variable: Object) -> str:
-    """The label that an environment variable is taken from."""
-    path = variable["valueFrom"]["fieldRef"]["fieldPath"]
-    found = re.fullmatch(r"metadata\.labels\['(.*)'\]", path)
-    assert found is not None, path
-    return found[1]
+def value(variable: Object, labels: dict[str, str]) -> str:
+    """What an environment variable says, is a label, or is in a Secret."""
+    if "value" in variable:
+        return variable["value"]
+    source = variable["valueFrom"]
+    if "secretKeyRef" in source:
+        return secret_value(**source["secretKeyRef"])
+    found = re.fullmatch(r"metadata\.labels\['(.*)'\]", source["fieldRef"]["fieldPath"])
+    assert found is not None, source
+    return labels[found[1]]
+
+
+def secret_value(name: str, key: str) -> str:
+    """A field of a Secret, waited for: CreateContainerConfigError until it is there."""
+    while True:
+        with state.locked() as now:
+            if f"secret/{name}" in now["objects"]:
+                text = now["objects"][f"secret/{name}"]["data"][key]
+                return base64.b64decode(text).decode()
+        time.sleep(0.05)
 
 
 def expanded(text: str, env: dict[str, str]) -> str:

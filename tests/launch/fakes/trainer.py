@@ -24,6 +24,9 @@ def main(argv: list[str]) -> int:
     given = {name: text for name, _, text in pairs}
     workdir = Path(given["workdir"].replace("gs://bucket", str(state.CLOUD)))
     process = int(os.environ["TPU_WORKER"])
+    with state.locked() as now:
+        key = os.environ.get("VIT_JAX_RUN_KEY", "")
+        now["keys"].append([os.environ["FAKE_RUN"], key])
     print(f"process {process} began", flush=True)
     if "FAKE_LOST" in os.environ:
         time.sleep(0.2)
