@@ -5,6 +5,7 @@ meets one has a damaged file, a hostile one, or a slip of the finger before them
 """
 
 import os
+import stat
 
 from vit_jax.errors import UserError
 
@@ -51,6 +52,20 @@ TRIALS = 100_000
 
 # A line of a table, characters. Python's csv module takes cells of 131,072.
 LINE = 2**24
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Refuses a pipe or a device, of which there may be no end.
+
+    Raises:
+        UserError: it is none of a file's kind, or not there.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        raise UserError(f"{os.fspath(path)!r} cannot be read: {error}.") from error
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is no regular file: copy what it gives into one.")
 
 
 def check_unpacked(path: str, packed: int, unpacked: int) -> None:

@@ -158,6 +158,25 @@ def test_an_index_of_weights_that_is_none(
         open_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    "name", ["a.npz", "a.safetensors", "a.pth", "config.json", "model.safetensors"]
+)
+def test_pipes_instead_of_weights(tmp_path: Path, name: str) -> None:
+    """They are not waited for."""
+    os.mkfifo(tmp_path / name)
+    if name == "model.safetensors":
+        (tmp_path / "config.json").write_text("{}")
+    path = tmp_path / name if name.startswith("a.") else tmp_path
+    with pytest.raises(UserError, match=r"is no regular file"):
+        open_checkpoint(path)
+
+
+def test_pipes_instead_of_idx_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train-images-idx3-ubyte")
+    with pytest.raises(UserError, match=r"is no regular file"):
+        idx.read_idx(str(tmp_path / "train-images-idx3-ubyte"), ndim=3)
+
+
 HEADER = "{'descr': '|u1', 'fortran_order': False, 'shape': (%s), }\n"
 
 

@@ -48,6 +48,8 @@ def open_dicts(path: Path) -> dict[str, SavedDict]:
         ".npz": open_npz,
         ".safetensors": open_safetensors,
     }
+    if path.exists() and not path.is_dir():
+        limits.check_regular(path)
     try:
         if path.name.endswith(_TORCH_ENDINGS):
             return open_torch(path)

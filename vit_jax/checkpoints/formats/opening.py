@@ -106,6 +106,7 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    limits.check_regular(path)
     try:
         if path.stat().st_size > limits.HEADER_BYTES:
             raise broken(path, "it is far too long")

@@ -10,7 +10,6 @@ import csv
 import difflib
 import gzip
 import os
-import stat
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import IO, NamedTuple
@@ -43,7 +42,7 @@ def read(path: str, columns: Sequence[tuple[str, str]]) -> Iterator[Row]:
         UserError: a column that is not there, a row with too few cells, text in another
             encoding; with the line.
     """
-    check_regular(path)
+    limits.check_regular(path)
     with _errors(path), _open(path) as file:
         first = next(_lines(file, path), "")
         separator = _separator(first, [name for _, name in columns])
@@ -79,20 +78,6 @@ def _lines(file: IO[str], path: str) -> Iterator[str]:
         read += len(line)
         limits.check_unpacked(path, size, read)
         yield line
-
-
-def check_regular(path: str) -> None:
-    """Refuses a pipe or a device, of which there may be no end.
-
-    Raises:
-        UserError: it is none of a file's kind, or not there.
-    """
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path!r} cannot be read: {error}.") from error
-    if not stat.S_ISREG(mode):
-        raise UserError(f"{path} is no regular file: copy what it gives into one.")
 
 
 def check_column(path: str, flag: str, name: str, header: Sequence[str]) -> None:

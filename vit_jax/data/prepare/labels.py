@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data.prepare import csv_rows
+from vit_jax import limits
 from vit_jax.data.prepare.items import Items, Labels
 from vit_jax.data.prepare.tables import of_texts
 from vit_jax.errors import UserError
@@ -81,7 +81,7 @@ def _of_lines(items: Items, path: str) -> list[str]:
 
 
 def _text(path: str) -> str:
-    csv_rows.check_regular(path)
+    limits.check_regular(path)
     try:
         with open(path, encoding="utf-8-sig") as file:
             text = file.read()

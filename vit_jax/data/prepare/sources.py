@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple, TypeVar
 
+from vit_jax import limits
 from vit_jax.data.decode import is_image
 from vit_jax.data.prepare import csv_rows, labels, tables, tars
 from vit_jax.data.prepare.items import Items, Labels, in_container
@@ -82,7 +83,7 @@ class Finder:
     def _find(self, path: str, split: str | None) -> list[Part]:
         if os.path.isdir(path):
             return self._folder(path, split)
-        csv_rows.check_regular(path)
+        limits.check_regular(path)
         if path.endswith(tars.ENDINGS):
             return self._tar(path, split)
         if path.endswith(csv_rows.ENDINGS):
@@ -206,7 +207,7 @@ class Finder:
 
     def _plain(self, path: str) -> str:
         """The tar file itself, or where a compressed one has been unpacked to."""
-        csv_rows.check_regular(path)
+        limits.check_regular(path)
         return tars.unpack(path, self.spill)
 
     def _parquet(self, paths: list[str], split: str | None) -> list[Part]:

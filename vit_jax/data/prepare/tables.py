@@ -203,7 +203,7 @@ def unpack_parquet(path: str, spill: str, columns: Columns) -> Items:
     """Copies the images of a Parquet file into one file, readable at any place."""
     from pyarrow import ArrowException, parquet
 
-    csv_rows.check_regular(path)
+    limits.check_regular(path)
     folder = spill_folder(spill, path, columns.image, *columns.label)
     images, index = os.path.join(folder, "images"), os.path.join(folder, "index.npz")
     try:

@@ -307,6 +307,7 @@ def check_names(names: tuple[str, ...] | None, label: Label, folder: str) -> Non
 
 
 def _read(path: str) -> Section:
+    limits.check_regular(path)
     try:
         with open(path, encoding="utf-8") as file:
             return Section(json.load(file), path)

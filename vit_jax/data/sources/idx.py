@@ -146,6 +146,7 @@ def read_idx(path: str, *, ndim: int) -> np.ndarray:
 
 def _read_bytes(path: str, size: int) -> bytes:
     """The first bytes of a file, unpacked."""
+    limits.check_regular(path)
     try:
         with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
             return file.read(size)
