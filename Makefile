@@ -98,6 +98,8 @@ bench: .venv/.dev  ## the timings of benchmarks/: minutes, on an otherwise idle 
 test-latest: .venv-latest/.dev  ## the default tests on Python 3.12 with the newest releases
 	# Runs of several processes, those that are killed, and launchers take as long as all
 	# other tests; `make test` has them.
+	# The compiler optimises here, as it does for users (tests/environment.py).
+	XLA_FLAGS=--xla_backend_optimization_level=3 \
 	.venv-latest/bin/python $(PYTEST) --ignore=tests/test_hosts.py \
 	    --ignore=tests/test_resume.py --ignore=tests/test_train.py \
 	    --ignore=tests/test_finetuning.py --ignore=tests/test_class_names.py \

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -31,6 +31,7 @@ def start(
     devices: int = 1,
     group: bool = False,
     module: str = "vit_jax.main",
+    stdout: int | IO[str] = subprocess.PIPE,
 ) -> subprocess.Popen[str]:
     """Starts `python -m vit_jax.main`; with `group`, in a process group of its own."""
     flags = f"{DEVICES.format(devices)} {FAST_COMPILER}"
@@ -38,7 +39,7 @@ def start(
         [sys.executable, "-m", module, *args],
         cwd=root,
         env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(root)},
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=group,

@@ -38,6 +38,7 @@ def args(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "evals.test.batch_size": "8",
         "total_steps": str(STEPS),
         "checkpoint.every": "2",
+        "checkpoint.best": "test/accuracy",  # of two classes there is no top 5
     }
     return [
         f"--config={cli.EVERYTHING}",
@@ -166,6 +167,7 @@ def test_one_that_is_met_late_ends_the_run_where_it_can_go_on(tmp_path: Path) ->
         *("--config.data.name=folder", f"--config.data.data_dir={data_dir}"),
         *("--config.data.train.repeats=1", "--config.evals.test.split=test"),
         *("--config.total_steps=8", "--config.checkpoint.every=2"),
+        "--config.checkpoint.best=test/accuracy",
     ]
     output = cli.run(*args, expect=2)
     assert f"{train[record]} cannot be decoded: 6 bytes" in output

@@ -144,15 +144,15 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert "other: its 3 classes have other numbers in the model" in output
     line = cli.metric_lines(tmp_path / "run")[-1]
     assert line["test/accuracy"] == line["other/accuracy"] == 1
-    assert "other/accuracy: 1.0" in cli.run(*flags, few, "--evaluate_only")
-    output = cli.run(*flags, other, "--evaluate_only", expect=2)
+    assert "other/accuracy: 1.0" in cli.call(*flags, few, "--evaluate_only")
+    output = cli.call(*flags, other, "--evaluate_only", expect=2)
     assert 'classes that the model does not know: "red"; it knows "0"' in output
     # The names of the run decide, not those of the config's data.
     names = tmp_path / "run" / "labels.json"
     names.write_text(json.dumps(["90", "180", "270", "0"]))
-    output = cli.run(*flags, few, "--evaluate_only", "--evals=other")
+    output = cli.call(*flags, few, "--evaluate_only", "--evals=other")
     assert f"other/accuracy: {1 / 3}" in output
-    output = cli.run(*flags, few, "--config.total_steps=50", expect=2)
+    output = cli.call(*flags, few, "--config.total_steps=50", expect=2)
     assert 'has learned the classes "90", "180", "270", "0"; those of the' in output
 
 

@@ -104,3 +104,9 @@ def test_ticks(low: float, high: float) -> None:
         pytest.fail(f"{found} are none of matplotlib's")
     texts = [text for _, text in curves.labelled(found)]
     assert len({float(text.replace(",", "")) for text in texts}) == len(texts)
+
+
+def test_what_is_no_number_is_left_out() -> None:
+    """A damaged file of metrics does not end a run at its last words."""
+    odd = {"step": 1, "a": [1], "b": None, "c": 10**400, "d": "NaN", "e": {}, "f": 2}
+    assert list(curves.read([odd])) == ["f"]

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 # other of its own layer. `__init__` is the public face and stands on top of all.
 LAYERS: tuple[set[str], ...] = (
     {"durable", "errors", "lettering", "processes", "streams"},
-    {"authentication"},
+    {"authentication", "limits"},
     {
         "class_names",
         "cluster",
@@ -116,6 +116,7 @@ FOR_LAUNCHERS = {
     "vit_jax.errors",
     "vit_jax.flags",
     "vit_jax.launch",
+    "vit_jax.limits",
     "vit_jax.recipes",
     "vit_jax.streams",
     "vit_jax.workdirs",

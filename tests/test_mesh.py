@@ -58,8 +58,8 @@ def on_one_device() -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     "mesh, zero1",
     [
-        ((8, 1, 1), "false"),
-        ((2, 4, 1), "false"),
+        pytest.param((8, 1, 1), "false", marks=pytest.mark.slow),
+        pytest.param((2, 4, 1), "false", marks=pytest.mark.slow),
         ((2, 2, 2), "false"),
         ((1, 2, 4), "false"),
         ((2, 4, 1), "true"),

@@ -131,11 +131,11 @@ def test_a_signal_during_compilation(tmp_path: Path) -> None:
 
 def test_a_signal_during_an_evaluation(tmp_path: Path) -> None:
     """The evaluation is owed, and done first by the run that goes on."""
-    # 600 batches of one image: the evaluation after step 10 takes a while.
+    # 200 batches of one image: the evaluation after step 10 takes a while.
     args = (
         f"--config={cli.EVERYTHING}",
         "--config.total_steps=12",
-        "--config.evals.test.split=test[:30%]",
+        "--config.evals.test.split=test[:10%]",
         "--config.evals.test.batch_size=1",
     )
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -139,7 +139,7 @@ def test_an_empty_batch_changes_nothing_and_is_finite() -> None:
 def test_average() -> None:
     batch, state = make_batch(), make_state(optax.sgd(0.5), ema=True)
     expected = np.asarray(state.params["kernel"], np.float64)
-    for step in range(30):
+    for step in range(16):  # from 14 on it is 0.6
         state, _ = run(batch, state, ema=0.6)
         decay = min(0.6, (1 + step) / (10 + step))
         new = np.asarray(state.params["kernel"], np.float64)

@@ -8,11 +8,14 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests import cli
+from vit_jax import distributed, initial
+from vit_jax.checkpoints import adapt
 
 NAMES = (
     "train/loss",
@@ -109,12 +112,36 @@ def test_evaluate_only(finished: Path, tmp_path: Path) -> None:
     )
     assert f"test/accuracy: {results[-1]['test/accuracy']}" in other
     record = json.loads((tmp_path / "evals" / "test-30.json").read_text())
-    assert record["results"]["test/accuracy"] == results[40]
+    assert record["results"]["test/accuracy"] == results[-1]["test/accuracy"]
     trained = json.loads((finished / "evals" / "test-30.json").read_text())
-    assert trained["results"]["test/accuracy"] == results[40]
+    assert trained["results"]["test/accuracy"] == results[-1]["test/accuracy"]
     assert trained["fingerprint"] == record["fingerprint"]
     assert trained["data"]["split"] == "test[:10%]"
     cli.call(*ARGS, f"--workdir={tmp_path}/empty", "--evaluate_only", expect=2)
+
+
+def test_hosts_that_see_other_checkpoints(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory that is still being copied to one of them, say."""
+
+    def with_another(text: str, **_: Any) -> list[str]:
+        return [text, text.replace("30", "28")]
+
+    monkeypatch.setattr(distributed, "gather", with_another)
+    weights = f"--config.init_from={finished}/checkpoints/30"
+    workdir = f"--workdir={tmp_path}"
+    output = cli.call(*ARGS, workdir, weights, "--evaluate_only", expect=2)
+    assert "the processes do not see the same weights" in output
+    assert f"process 0: {finished}/checkpoints/30\n" in output
+    assert f"process 1: {finished}/checkpoints/28" in output
+    source = adapt.Weights(
+        arrays={}, model={}, image_size=(1, 1), normalization=None, said=("step 30",)
+    )
+    monkeypatch.setattr(initial, "read_init_from", lambda *_: source)
+    output = cli.call(*ARGS, workdir, weights, expect=2)
+    assert f"see the same weights in {finished}/checkpoints/30" in output
+    assert "process 1: step 28" in output
 
 
 SEVERAL = """
@@ -181,19 +208,15 @@ def test_init_from_takes_the_weights_only(finished: Path, tmp_path: Path) -> Non
 
 
 def test_resume_takes_the_whole_state(finished: Path, tmp_path: Path) -> None:
-    """8 steps here and 4 in another workdir are the 12 of one run."""
-    longer = (f"--config={cli.EVERYTHING}", "--config.optim.schedule=constant")
-    cli.run(*longer, f"--workdir={tmp_path}/a", "--config.total_steps=8")
-    cli.run(
-        *longer,
-        f"--workdir={tmp_path}/b",
-        f"--config.resume={tmp_path}/a",
-        "--config.total_steps=12",
-    )
-    cli.run(*longer, f"--workdir={tmp_path}/c", "--config.total_steps=12")
-    assert [x["step"] for x in cli.metric_lines(tmp_path / "b")] == list(range(9, 13))
+    """From step 14 in another workdir it is the run that was not interrupted."""
+    source = tmp_path / "a" / "checkpoints"
+    shutil.copytree(finished / "checkpoints" / "14", source / "14")
+    shutil.copy(finished / "config.json", source.parent)
+    cli.run(*ARGS, f"--workdir={tmp_path}/b", f"--config.resume={tmp_path}/a")
+    lines = cli.metric_lines(finished)
+    assert cli.metric_lines(tmp_path / "b") == lines[14:] and len(lines) == 30
     cli.assert_same_bits(
-        cli.saved_arrays(tmp_path / "b", 12), cli.saved_arrays(tmp_path / "c", 12)
+        cli.saved_arrays(tmp_path / "b", 30), cli.saved_arrays(finished, 30)
     )
 
 

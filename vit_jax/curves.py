@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -72,7 +73,7 @@ def draw(lines: Sequence[Mapping[str, Any]], *, title: str) -> np.ndarray | None
 
 
 def read(lines: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
-    """All scalars by name, those of training first; what is not finite is left out.
+    """All scalars by name, those of training first, without what is not finite.
 
     >>> read([{"step": 1, "a": 2.0, "b": "NaN"}, {"step": 3, "a": 4}])["a"].values
     array([2., 4.])
@@ -80,7 +81,8 @@ def read(lines: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
     found: dict[str, list[tuple[int, float]]] = {}
     for line in lines:
         for name, value in line.items():
-            if name != "step" and math.isfinite(float(value)):
+            number = isinstance(value, int | float)
+            if name != "step" and number and abs(value) < sys.float_info.max:
                 found.setdefault(name, []).append((line["step"], float(value)))
     names = sorted(found, key=metrics.by_number)
     names.sort(key=lambda name: not name.startswith("train/"))

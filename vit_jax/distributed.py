@@ -335,6 +335,27 @@ def gather(text: str, *, heed_signals: bool = True) -> list[str]:
     return texts
 
 
+def check_same(text: str, what: str) -> None:
+    """Every process has the same text: a directory may look different from each.
+
+    Args:
+      text: of this process.
+      what: all of them should have, for the message.
+
+    Raises:
+      UserError: on all of them, with what each has.
+    """
+    texts = gather(text)
+    if len(set(texts)) > 1:
+        each = "".join(f"\n  process {i}: {text}" for i, text in enumerate(texts))
+        error = UserError(
+            f"the processes do not see the same {what}; is the directory the same on "
+            f"every host, and has its copy come to an end?{each}"
+        )
+        error.shared = True
+        raise error
+
+
 def _check_nobody_left() -> None:
     """One who has come to a meeting stays, unless the meeting cannot take place."""
     assert _heartbeats is not None

@@ -3,6 +3,7 @@
 import difflib
 import lzma
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -17,6 +18,18 @@ ZIP_ERRORS = (
     EOFError,
     ValueError,
     RuntimeError,
+)
+
+# What NumPy raises, besides, for an array whose header is no Python literal, is of
+# another version, or claims to be larger than all memory.
+NUMPY_ERRORS = (
+    *ZIP_ERRORS,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    SyntaxError,
+    TypeError,
+    tokenize.TokenError,
 )
 
 
@@ -97,7 +110,11 @@ def did_you_mean(given: str, valid: Iterable[str]) -> str:
     'did you mean "learning_rate"?'
     >>> did_you_mean("xyzzy", ["adamw", "sgd"])
     'valid names: adamw, sgd'
+    >>> did_you_mean("x", [])
+    'there are none'
     """
     valid = sorted(valid)
+    if not valid:
+        return "there are none"
     near = difflib.get_close_matches(given, valid, n=1)
     return f'did you mean "{near[0]}"?' if near else f"valid names: {', '.join(valid)}"

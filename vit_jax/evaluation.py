@@ -64,7 +64,8 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> Scalars:
     try:
         with devices.enough_memory(devices.ADVICE_ON_EVALUATION):
             preemption.wait(run.compile_evaluators)
-            distributed.gather("")  # from here on a signal stops all at the same batch
+            # From here on a signal stops all at the same batch.
+            distributed.check_same(str(directory), "weights")
             for evaluator in run.evaluators:
                 result = evaluator.run(params, run.check)
                 if distributed.is_first():

@@ -43,6 +43,7 @@ def first_state(run: Run, saved: Checkpoints) -> TrainState:
     if run.init_from is not None:
         path = workdirs.absolute(run.init_from, of="--config.init_from")
         weights = read_init_from(path, run.init_weights)
+        distributed.check_same("; ".join(weights.said), f"weights in {path}")
         params = pretrained(run, weights, state.params)
         ema_params = None
         if state.ema_params is not None:

@@ -146,9 +146,10 @@ def last_value(path: epath.Path, name: str) -> float | None:
 def _step_of(line: str) -> float:
     """The step of a line of metrics.jsonl; infinity if it is not a whole line."""
     try:
-        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+        step = json.loads(line)["step"] if line.endswith("\n") else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf
+    return step if isinstance(step, int) and step >= 0 else math.inf
 
 
 @contextlib.contextmanager

@@ -188,12 +188,13 @@ def read_image(model: Any, path: Path) -> Image:
       UserError: if it cannot be read.
     """
     from vit_jax import visualize
+    from vit_jax.data import image_file
     from vit_jax.data.decode import decode
     from vit_jax.data.sources.layout import printable
 
     where = printable(str(path))
     try:
-        whole = decode(path.read_bytes(), where=where)
+        whole = decode(image_file.read(path), where=where)
     except OSError as error:
         raise errors.UserError(f"{where}: {error.strerror or error}") from error
     photo = visualize.bounded(whole, LARGEST)

@@ -161,6 +161,7 @@ class Run:
                 "seed": seed,
                 "batch_size": batch_size,
                 "data": dataset.fingerprint,
+                "sample": dataset.sample,
             }
         else:
             trained = evaluated.num_classes or 0

@@ -230,6 +230,7 @@ def train(
             state, scalars = train_step(state, batch)  # returns at once
             observer.push(step, scalars)  # reads the step before; raises if it was bad
             tracer.after(step, state)
+            saved.check()
             try:
                 with timer.waiting():
                     batch = next(batches, None)  # None: the last, or a signal came

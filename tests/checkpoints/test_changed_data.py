@@ -56,3 +56,24 @@ def test_without_a_change_it_does_nothing(directory: Path) -> None:
     with opened(directory, STREAM, allow_changed_data=True) as saved:
         assert saved.restore(abstract(state(0))) is not None
         assert saved.notes == []
+
+
+@pytest.mark.parametrize(
+    "before, after, told",
+    [("a", "b", True), ("a", "a", False), (None, "a", False), ("a", None, False)],
+)
+def test_other_files_under_the_same_names_are_said(
+    tmp_path: Path, before: str | None, after: str | None, told: bool
+) -> None:
+    """Checkpoints of older versions know nothing of the files."""
+    first, second = (
+        STREAM if sample is None else STREAM | {"sample": sample}
+        for sample in (before, after)
+    )
+    with opened(tmp_path, first) as saved:
+        saved.position.step = 7
+        saved.save(state(0))
+    with opened(tmp_path, second) as saved:
+        assert saved.restore(abstract(state(0))) is not None
+        assert ["under the same names" in note for note in saved.notes] == [True] * told
+        assert saved.position.stream == second

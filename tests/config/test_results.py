@@ -16,6 +16,7 @@ def names_of(*changes: tuple[str, str], prefix: str = "test/") -> list[str]:
     return [name.removeprefix(prefix) for name in found if name.startswith(prefix)]
 
 
+@pytest.mark.slow
 def test_all_that_a_run_logs(tmp_path: Path) -> None:
     """With an average of the parameters, bad examples and every kind of evaluation."""
     changes = [

@@ -378,3 +378,24 @@ def test_workers_and_threads_by_default(cores, in_memory, expected, monkeypatch)
         assert (dataset.num_workers, dataset.num_threads) == expected
         dataset = mini(num_workers=3, num_threads=5)
         assert (dataset.num_workers, dataset.num_threads) == (3, 5)
+
+
+def test_what_is_read_ahead_is_freed_without_a_word() -> None:
+    """Python would warn of leaks, below the message with which a run ends."""
+    program = """
+import os
+from multiprocessing import shared_memory
+from vit_jax.data import pipeline
+pipeline._start_tracker()
+print(shared_memory.SharedMemory(create=True, size=1000).name, flush=True)
+assert "PYTHONWARNINGS" not in os.environ
+os._exit(0)  # as `preemption.leave`
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        capture_output=True,  # until the tracker has ended as well
+        text=True,
+    )
+    assert ended.stderr == ""
+    assert not Path("/dev/shm", ended.stdout.strip()).exists()

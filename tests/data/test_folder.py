@@ -388,3 +388,25 @@ def test_file_that_vanished_is_named(root):
     (root / "train/a/0.png").unlink()
     with pytest.raises(UserError, match=r"a/0\.png cannot be read: No such file"):
         source.read(0)
+
+
+def test_other_images_under_the_same_names(root):
+    before = opened(root)
+    moved = root.rename(root.with_name(f"{root.name}-moved"))
+    assert opened(moved).sample == before.sample
+    for path in sorted((moved / "train").rglob("*.png")):
+        path.write_bytes(path.read_bytes() + b"other")
+    after = opened(moved)
+    assert after.fingerprint == before.fingerprint
+    assert after.sample != before.sample
+
+
+def test_what_has_gone_is_no_error_yet(root):
+    before = opened(root)
+    (root / names(before)[0]).unlink()
+    assert FolderSource(
+        names(before),
+        before.labels(),
+        data_dir=str(root),
+        label_names=("a",),
+    ).sample

@@ -1,6 +1,7 @@
 """Faults, duplicates, kills and bad input of `vit_jax.data.prepare`."""
 
 import fcntl
+import gzip
 import hashlib
 import json
 import os
@@ -251,3 +252,60 @@ def test_memory_of_an_image_is_bounded():
     columns = [items.container, items.names, items.offsets, items.sizes, items.times]
     columns += items.labels[:2]
     assert sum(c.nbytes for c in columns) <= n * (44 + len(max(names, key=len)))
+
+
+@pytest.mark.parametrize("size", [24, 80, 96, 104, 140, 200])
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_a_full_disk_at_any_moment(tmp_path, file_format, size):
+    """While records are written, when they are closed, and in the last small files."""
+    source = folder(tmp_path / "photos", some(40, 0))
+    data = tmp_path / "data"
+    data.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(data)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    said = ""
+    try:
+        prepare(tmp_path, source, f"--file_format={file_format}")
+    except UserError as error:
+        said = str(error)
+    finally:
+        subprocess.run(["umount", "-l", str(data)], check=True)
+    assert "space" in said or not said
+
+
+def test_what_was_unpacked_is_reported_by_its_source(tmp_path):
+    """The unpacked file is gone when the report is read."""
+    images = {f"{c}/0.bmp": encoded(i, "BMP") for i, c in enumerate("ab")}
+    tar(tmp_path / "whole.tar", images)
+    packed = tmp_path / "whole.tar.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "whole.tar").read_bytes()))
+    prepare(tmp_path, f"train={packed}")
+    written = (tmp_path / "data/mine/1.0.0/reencoded.jsonl").read_text()
+    lines = [json.loads(line) for line in written.splitlines()]
+    assert [line["where"] for line in lines] == [str(packed)] * 2
+
+
+@pytest.mark.parametrize("data_dir", ["gs://x", "s3://y", "https://z/a", " "])
+def test_datasets_are_written_to_this_machine(tmp_path, monkeypatch, data_dir):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="expected a folder on this machine"):
+        command.parse(["photos", "--name=mine", f"--data_dir={data_dir}"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "flag", ["num_workers=1000000", "max_pixels=0", "num_shards=1000000"]
+)
+def test_numbers_have_an_upper_bound(flag):
+    name, _, value = flag.partition("=")
+    with pytest.raises(UserError, match=f"--{name}={value}: expected 1 or more, and"):
+        command.parse(["photos", "--name=mine", "--data_dir=data", f"--{flag}"])
+
+
+def test_images_above_the_limit_of_pixels(tmp_path):
+    source = folder(tmp_path / "photos", some(4, 0))
+    with pytest.raises(UserError, match="do not decode"):
+        prepare(tmp_path, source, "--max_pixels=1")
+    prepare(tmp_path, source)
+    assert records(tmp_path) == expected(some(4, 0))

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 import os
 import tarfile
 from pathlib import Path
@@ -189,16 +190,43 @@ def test_links_in_a_tar_file_are_followed(tmp_path: Path) -> None:
             ("b/hard.png", tarfile.LNKTYPE, "a/1.png"),
             ("b/gone.png", tarfile.SYMTYPE, "../../elsewhere.png"),
             ("b/loop.png", tarfile.SYMTYPE, "loop.png"),
+            ("c", tarfile.SYMTYPE, "a"),
+            ("a/pipe.png", tarfile.FIFOTYPE, ""),
+            ("a/disk.png", tarfile.CHRTYPE, ""),
         ):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, target
             file.addfile(member)
     said = prepare(tmp_path, f"train={path}")
-    assert any("2 links to no file" in line for line in said)
+    (left_out,) = (line for line in said if line.startswith("Left out"))
+    for what in (
+        *("2 links to no file", "1 links to folders of a tar file"),
+        "2 pipes or devices",
+    ):
+        assert what in left_out
     found = {name: content for name, (content, _) in records(tmp_path).items()}
     assert len(found) == 6
     assert found["train/b/softer.png"] == found["train/a/0.png"]
     assert found["train/b/hard.png"] == found["train/a/1.png"]
+
+
+def test_what_class_tars_lack_is_counted(tmp_path: Path) -> None:
+    inner = tmp_path / "a.tar"
+    tar(inner, {"0.png": encoded(0, "PNG"), "notes.txt": b"x", "._0.png": b"x"})
+    with tarfile.open(inner, "a") as file:
+        for name, target in (("1.png", "0.png"), ("2.png", "../elsewhere.png")):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, target
+            file.addfile(member)
+    tar(tmp_path / "whole.tar", {"a.tar": inner.read_bytes()})
+    with tarfile.open(tmp_path / "whole.tar", "a") as file:
+        member = tarfile.TarInfo("b.tar")
+        member.type, member.linkname = tarfile.SYMTYPE, "/elsewhere/b.tar"
+        file.addfile(member)
+    said = prepare(tmp_path, f"train={tmp_path}/whole.tar")
+    (left_out,) = (line for line in said if line.startswith("Left out"))
+    assert "2 links to no file" in left_out and "1 .txt" in left_out
+    assert sorted(records(tmp_path)) == ["train/a/0.png", "train/a/1.png"]
 
 
 def test_dangling_links_and_loops_in_a_folder_are_counted(tmp_path: Path) -> None:
@@ -282,3 +310,50 @@ def test_a_class_whose_name_is_not_utf8_is_named_first(tmp_path: Path) -> None:
     assert r"b'caf\xe9' is not UTF-8" in message
     message.encode()
     assert not list((tmp_path / "data").rglob("*array_record*"))
+
+
+def test_a_number_of_thousands_of_digits(tmp_path: Path) -> None:
+    """Python itself refuses to read it."""
+    rows = [("0.png", "0", "train"), ("1.png", "9" * 10_000, "train")]
+    message = refused(tmp_path, table(tmp_path / "t" / "l.csv", rows))
+    assert f"label {'9' * 20}... is too large for the number of a class" in message
+
+
+def parquet_file(path: Path, labels: list[Any], names: Any = None) -> str:
+    """As Hugging Face's `datasets` writes it, with the names of classes or without."""
+    cells = [{"bytes": encoded(i, "PNG"), "path": f"{i}.png"} for i in range(9)]
+    found = pa.table({"image": cells[: len(labels)], "label": labels})
+    if names is not None:
+        feature = {"label": {"_type": "ClassLabel", "names": names}}
+        told = json.dumps({"info": {"features": feature}})
+        found = found.replace_schema_metadata({"huggingface": told})
+    parquet.write_table(found, path)
+    return f"train={path}"
+
+
+@pytest.mark.parametrize(
+    "labels, names, message",
+    [
+        ([], None, "has no rows"),
+        ([0, 1, 2], ["a", "b"], "has label 2, and its schema names 2 classes, from 0"),
+        ([0, 1], ["a", "a"], "class 'a' is named twice"),
+        ([0, 1.5], None, "the label is '1.5'; expected the number or the name"),
+        ([0, 1e300], None, r"label 10000000000000000525... is too large"),
+        ([{"a": 1}], None, "the label is \"{'a': 1}\"; expected the number"),
+        ([0.0, float("nan")], None, "row 1 has no label"),
+    ],
+)
+def test_labels_of_parquet_that_are_none(
+    tmp_path: Path, labels: list[Any], names: Any, message: str
+) -> None:
+    path = parquet_file(tmp_path / "t.parquet", labels, names)
+    assert message in refused(tmp_path, path)
+
+
+@pytest.mark.parametrize("names", ["ab", [1, 2], [None, None], {}, 7])
+def test_names_of_parquet_that_are_none(tmp_path: Path, names: Any) -> None:
+    """The numbers are all that is known."""
+    prepare(tmp_path, parquet_file(tmp_path / "t.parquet", [1, 0], names))
+    written = tmp_path / "data/mine/1.0.0"
+    (labels,) = written.glob("label.labels.txt")
+    assert labels.read_text().split() == ["0", "1"]

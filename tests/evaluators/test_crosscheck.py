@@ -65,6 +65,7 @@ def test_several_labels(tmp_path: Path) -> None:
             "average_precision",
             metrics.average_precision_score(sets, logits, average=None),
         ),
+        ("auc", metrics.roc_auc_score(sets, logits, average=None)),
         ("f1", metrics.f1_score(sets, predictions, average=None)),
         ("precision", metrics.precision_score(sets, predictions, average=None)),
         ("recall", metrics.recall_score(sets, predictions, average=None)),
@@ -72,6 +73,7 @@ def test_several_labels(tmp_path: Path) -> None:
         np.testing.assert_allclose(of_class[name], value, atol=1e-12)
     for name, value in (
         ("mAP", metrics.average_precision_score(sets, logits, average="macro")),
+        ("auc", metrics.roc_auc_score(sets, logits, average="macro")),
         ("micro_f1", metrics.f1_score(sets, predictions, average="micro")),
         ("macro_f1", metrics.f1_score(sets, predictions, average="macro")),
         ("accuracy", metrics.accuracy_score(sets, predictions)),

@@ -32,6 +32,12 @@ def average_precision(values: np.ndarray, labels: np.ndarray) -> float:
     return total
 
 
+def auc(values: np.ndarray, labels: np.ndarray) -> float:
+    """Pair by pair."""
+    gaps = values[labels > 0][:, None] - values[labels == 0][None]
+    return float(((gaps > 0) + 0.5 * (gaps == 0)).mean())
+
+
 def evaluate(path: Path, logits: np.ndarray, sets: np.ndarray, mesh: Any, **keys: Any):
     section = told.data(told.save(path / "it.npz", sets))
     return told.evaluate(section, logits, told.mesh(*mesh), "sigmoid_xent", **keys)
@@ -48,8 +54,10 @@ def test_all_images_count(mesh: Any, tmp_path: Path) -> None:
     each = -(t * special.log_expit(x) + (1 - t) * special.log_expit(-x)).sum(-1)
     f1 = 2 * hits.sum(0) / (predicted.sum(0) + sets.sum(0))
     ap = [average_precision(x[:, i], t[:, i]) for i in range(K) if i != 4]
+    areas = [auc(x[:, i], t[:, i]) for i in range(K) if i != 4]
     expected = {
         "it/mAP": np.mean(ap),
+        "it/auc": np.mean(areas),
         "it/accuracy": (predicted == sets).all(1).mean(),
         "it/micro_f1": 2 * hits.sum() / (predicted.sum() + sets.sum()),
         "it/macro_f1": f1.mean(),
@@ -67,6 +75,8 @@ def test_all_images_count(mesh: Any, tmp_path: Path) -> None:
     assert of_class["recall"][4] is None and of_class["average_precision"][4] is None
     found = [value for value in of_class["average_precision"] if value is not None]
     np.testing.assert_allclose(found, ap)
+    assert of_class["auc"][4] is None
+    np.testing.assert_allclose([a for a in of_class["auc"] if a is not None], areas)
     assert result.record["without_label"] == (sets.sum(1) == 0).sum() > 10
     assert result.record["left_out"] == 0
 
@@ -89,9 +99,9 @@ def test_too_many_logits_for_average_precision(
     whole = evaluate(tmp_path, with_ties(), make_sets(), (1, 1, 1))
     monkeypatch.setattr(multilabel, "MOST_LOGITS", N * K - 1)
     result = evaluate(tmp_path, with_ties(), make_sets(), (1, 1, 1))
-    mean = whole.scalars["it/mAP"]
-    assert whole.scalars == {"it/mAP": mean, **result.scalars}
-    assert "average_precision" not in result.record["per_class"]
+    ranked = {name: whole.scalars[name] for name in ("it/mAP", "it/auc")}
+    assert whole.scalars == {**ranked, **result.scalars}
+    assert not {"average_precision", "auc"} & result.record["per_class"].keys()
 
 
 def test_some_of_the_classes(tmp_path: Path) -> None:

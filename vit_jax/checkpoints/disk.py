@@ -18,6 +18,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 # How Python's errors end that a thread of a failed save meets when the process ends.
 _AFTER = ("after shutdown", "after interpreter shutdown", "Event loop is closed")
 _FILES = 64  # of a small checkpoint, about
+_ORBAX = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
 _WHOLE = "The ones before it are whole: "
 
 
@@ -54,14 +55,55 @@ def check_space(directory: epath.Path, state: Any) -> None:
         )
 
 
+def identity(directory: epath.Path) -> tuple[int, int] | None:
+    """What tells a local directory from another of its name; None if there is none."""
+    if "://" in os.fspath(directory):
+        return None
+    with contextlib.suppress(OSError):
+        found = os.stat(directory)
+        return found.st_dev, found.st_ino
+    return None
+
+
+def refuse_another(directory: epath.Path, begun_in: tuple[int, int] | None) -> None:
+    """Refuses a directory that is not the one in which a save began.
+
+    TensorStore makes a directory again that was moved away, and goes on in it: then
+    half of the files are here and half are there, and nothing of that fails.
+
+    Raises:
+      UserError: if it is another one, or gone.
+    """
+    if begun_in is not None and identity(directory) != begun_in:
+        raise UserError(
+            f"{directory} was moved, removed or replaced while a checkpoint was being "
+            "written in it. Put it back in place of what is there now, and run the "
+            "same command again"
+        )
+
+
 @contextlib.contextmanager
-def writing(directory: epath.Path) -> Iterator[None]:
-    """Turns the errors of a disk that cannot be written into a UserError."""
+def writing(
+    directory: epath.Path, begun_in: tuple[int, int] | None = None
+) -> Iterator[None]:
+    """Turns the errors of a disk that cannot be written into a UserError.
+
+    Args:
+      directory: of the checkpoints.
+      begun_in: its `identity` when the save began, if one is under way.
+    """
     try:
         yield
-    except (OSError, ValueError) as error:
+    except UserError:
+        raise
+    # Where files are missing that it has written, Orbax raises many types.
+    except Exception as error:
+        try:
+            refuse_another(directory, begun_in)
+        except UserError as moved:
+            raise moved from error
         number = error_number(error)
-        if isinstance(error, UserError) or number is None:
+        if number is None:
             raise
         if number in _FULL:
             raise UserError(
@@ -96,6 +138,8 @@ class _ToldOnce(logging.Filter):
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and _ORBAX in record.pathname:
+            return False
         errors = [record.exc_info[1]] if record.exc_info else []
         errors.append(ValueError(record.getMessage()))
         return not any(

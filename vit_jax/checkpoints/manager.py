@@ -27,7 +27,13 @@ from etils import epath
 
 from vit_jax import distributed, durable
 from vit_jax.checkpoints import manifest
-from vit_jax.checkpoints.disk import check_space, tell_once, writing
+from vit_jax.checkpoints.disk import (
+    check_space,
+    identity,
+    refuse_another,
+    tell_once,
+    writing,
+)
 from vit_jax.checkpoints.manifest import Damaged
 from vit_jax.checkpoints.matching import OtherModel
 from vit_jax.checkpoints.reading import (
@@ -99,6 +105,8 @@ class Checkpoints:
         self.notes: list[str] = []
         self._config, self._label_names = config, label_names
         self._saving = 0  # the step that is being written
+        self._begun_in: tuple[int, int] | None = None  # the directory, see `disk`
+        self._unchecked = False  # nobody has looked yet how the last save ended
         self._other: OtherModel | None = None
         falls = (best or "").endswith(("loss", "error"))
         self._better = operator.lt if falls else operator.gt
@@ -183,9 +191,11 @@ class Checkpoints:
             items["labels"] = ocp.args.JsonSave(labels)
         if state.ema_params is not None:
             items["ema_params"] = ocp.args.StandardSave(state.ema_params)
-        with writing(self.directory):
+        with writing(self.directory, self._begun_in):
             self._manager.wait_until_finished()  # it is of another step
-            self._saving = step
+        self._saving, self._begun_in = step, identity(self.directory)
+        self._unchecked = True
+        with writing(self.directory, self._begun_in):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(**items),
@@ -198,10 +208,23 @@ class Checkpoints:
         It gives the directory its name when this returns; object stores write under
         the name itself.
         """
+        refuse_another(self.directory, self._begun_in)
         step = self._saving
         written = list(self.directory.glob(f"{step}.orbax-checkpoint-tmp*"))
         directory = written[0] if written else self.directory / str(step)
         manifest.write(directory, step)
+
+    def check(self) -> None:
+        """Looks how the last save ended, once it has. It never waits.
+
+        Raises:
+          UserError: if it failed since the disk cannot be written.
+        """
+        if self._unchecked and not self._manager.is_saving_in_progress():
+            self._unchecked = False
+            with writing(self.directory, self._begun_in):
+                self._manager.wait_until_finished()
+            self._begun_in = None
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk under its final name.
@@ -209,7 +232,7 @@ class Checkpoints:
         Raises:
           UserError: if a save failed since the disk cannot be written.
         """
-        with writing(self.directory):
+        with writing(self.directory, self._begun_in):
             self._manager.wait_until_finished()
             if distributed.is_first():
                 durable.sync(self.directory)  # the names of checkpoints
@@ -317,8 +340,16 @@ class Checkpoints:
 
     def _refuse_other_stream(self, directory: epath.Path, position: Position) -> None:
         """Its next batch would not be the one after its last."""
-        wanted, stored = self.position.stream, position.stream
+        wanted, stored = dict(self.position.stream), dict(position.stream)
+        after, before = (stream.pop("sample", None) for stream in (wanted, stored))
         if stored == wanted:
+            # Checkpoints of older versions have none.
+            if None not in (before, after) and before != after:
+                self.notes.append(
+                    "some files of the training data are not as large as at step "
+                    f"{position.step}: others lie there under the same names"
+                )
+            position.stream = self.position.stream
             return
         only_data = {**stored, "data": None} == {**wanted, "data": None}
         if only_data and self._allow_changed_data:
@@ -326,7 +357,7 @@ class Checkpoints:
                 f"the training data has changed since step {position.step}, and so "
                 "have the examples from here on: config.checkpoint.allow_changed_data"
             )
-            position.stream = wanted
+            position.stream = self.position.stream
             return
         was = ", ".join(f"{k} {v}" for k, v in stored.items())
         now = ", ".join(f"{k} {v}" for k, v in wanted.items())

@@ -49,7 +49,8 @@ class Position:
 
     Attributes:
       step: the number of updates done.
-      stream: what makes batch number s what it is: seed, batch size, data.
+      stream: what makes batch number s what it is: seed, batch size, data; and a
+        sample of the data's files, which may be others under the same names.
       pending: scalars of this step that wait for its evaluations, if it was left
         before they were done; None if nothing is owed.
       best_step: of the best evaluation so far, and `best_value`; None before the first.

@@ -6,6 +6,7 @@ Importing this package imports neither grain nor TensorFlow.
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from vit_jax import limits
 from vit_jax.data import pipeline
 from vit_jax.data.builder import Batch
 from vit_jax.data.dataset import Dataset
@@ -13,7 +14,7 @@ from vit_jax.data.decode import to_rgb
 from vit_jax.data.pipeline import Skipped
 from vit_jax.data.sources import Source, open_source
 from vit_jax.data.sources.mixture import open_mixture
-from vit_jax.data.transforms import LARGEST_SIDE, EvalTransform, TrainTransform
+from vit_jax.data.transforms import EvalTransform, TrainTransform
 from vit_jax.errors import UserError
 
 __all__ = [
@@ -27,10 +28,11 @@ __all__ = [
     "to_rgb",
 ]
 
-_MOST_WORKERS = 1024  # processes, and threads of each
 _NO_PARTS: dict[str, Any] = {}
 # No values in [0, 1] deviate more than 0.5; 1 is how the scaling is left out.
 _MAX_STD = 1.0
+# A quarter of the step between two grey values of 8 bits: less is a slip.
+_MIN_STD = 1e-3
 
 
 def make(
@@ -48,6 +50,7 @@ def make(
     num_threads: int | None = None,
     on_bad_example: Literal["error", "skip"] = "error",
     max_bad_examples: int | None = None,
+    max_pixels: int = limits.IMAGE_PIXELS,
     mixture: dict[str, Any] = _NO_PARTS,
     train: dict[str, Any],
     eval: dict[str, Any],  # the name of the config's section
@@ -86,6 +89,8 @@ def make(
         max_bad_examples: with "skip", the run ends when more examples than this were
             left out, each counted as often as it was shown; default: 100, or one in
             a hundred of those shown so far, where that is more.
+        max_pixels: of an image: one with more is a bad example, told by its header, so
+            that a small file cannot take all memory; the default is Pillow's limit.
         mixture: {NAME: keyword arguments of `sources.mixture.open_part`}, the parts of
             name="mixture"; each gives its share of the examples, at places and in an
             order that depend on the seed alone, in epochs of its own.
@@ -96,20 +101,25 @@ def make(
         UserError: whatever is missing, broken or contradictory.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if len(size) != 2 or not 1 <= min(size) <= max(size) <= LARGEST_SIDE:
+    if len(size) != 2 or not 1 <= min(size) <= max(size) <= limits.IMAGE_SIDE:
         raise UserError(
             f"config.data.image_size={image_size}; expected pixels, or (height, "
-            f"width), 1 to {LARGEST_SIDE:,}."
+            f"width), 1 to {limits.IMAGE_SIDE:,}."
         )
     for key, value, least, most in (
-        ("num_workers", num_workers, 0, _MOST_WORKERS),
-        ("num_threads", num_threads, 1, _MOST_WORKERS),
+        ("num_workers", num_workers, 0, limits.WORKERS),
+        ("num_threads", num_threads, 1, limits.WORKERS),
         ("max_bad_examples", max_bad_examples, 0, 2**31),
     ):
         if value is not None and not least <= value <= most:
             raise UserError(
                 f"config.data.{key}={value}; expected {least} to {most:,}, or None."
             )
+    if not 1 <= max_pixels <= limits.MOST_IMAGE_PIXELS:
+        raise UserError(
+            f"config.data.max_pixels={max_pixels}; expected 1 to "
+            f"{limits.MOST_IMAGE_PIXELS:,}, which is what the decoder takes."
+        )
     _check_normalization(mean, std)
     if on_bad_example not in ("error", "skip"):
         raise UserError(
@@ -125,7 +135,9 @@ def make(
     train_transform.check_size(size)
     eval_transform.check_size(size)
     if name == "mixture" and (image_key, label_key, holdout) == (None, None, None):
-        source = open_mixture(mixture, data_dir=data_dir, split=split)
+        source = open_mixture(
+            mixture, data_dir=data_dir, split=split, max_pixels=max_pixels
+        )
     else:
         source = open_source(
             name=name,
@@ -134,6 +146,7 @@ def make(
             image_key=image_key,
             label_key=label_key,
             held_out=holdout,
+            max_pixels=max_pixels,
         )
     workers, threads = pipeline.parallelism(in_memory=source.in_memory)
     return Dataset(
@@ -160,7 +173,7 @@ def _check_normalization(mean: Sequence[float], std: Sequence[float]) -> None:
     """
     for key, values, possible in (
         ("mean", mean, all(0 <= x <= 1 for x in mean)),
-        ("std", std, all(0 < x <= _MAX_STD for x in std)),
+        ("std", std, all(_MIN_STD <= x <= _MAX_STD for x in std)),
     ):
         if possible:
             continue
@@ -170,6 +183,8 @@ def _check_normalization(mean: Sequence[float], std: Sequence[float]) -> None:
             hint = (
                 f"; these look like values for 0..255: set config.data.{key}={scaled}"
             )
+        if key == "std" and any(0 < x < _MIN_STD for x in values):
+            hint = f"; at least {_MIN_STD:g}, in fact: less is a slip"
         expected = "in 0..1" if key == "mean" else f"above 0 and at most {_MAX_STD:g}"
         raise UserError(
             f"config.data.{key}={tuple(values)}: it is for pixels in 0..1, so each "

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from vit_jax import errors, flags, lettering
-from vit_jax.data import augment, decode
+from vit_jax.data import augment, decode, image_file
 from vit_jax.data.augmentation import Augment
 from vit_jax.data.transforms import TrainTransform, central_crop, resize
 
@@ -166,7 +166,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def write(args: argparse.Namespace) -> str:
     """Draws and writes the sheet; returns what to tell."""
     try:
-        data = args.image.read_bytes()
+        data = image_file.read(args.image)
     except OSError as e:
         raise errors.UserError(f"{args.image}: {e.strerror}; name a picture.") from e
     image = square(decode.decode(data, where=str(args.image)))

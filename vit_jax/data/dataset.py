@@ -82,6 +82,11 @@ class Dataset:
         """Digest of what the records are: the same wherever they lie."""
         return self.source.fingerprint
 
+    @property
+    def sample(self) -> str:
+        """Digest of the sizes of some files: whether they are the same still."""
+        return self.source.sample
+
     def renumbered(
         self, places: Sequence[int], *, num_classes: int, label_names: Sequence[str]
     ) -> "Dataset":

@@ -6,7 +6,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vit_jax.data import jpeg
+from vit_jax import limits
+from vit_jax.data import image_file, jpeg
 from vit_jax.data.crop import Crop, cut
 from vit_jax.errors import BadExample, UserError
 
@@ -32,7 +33,11 @@ def is_image(name: str) -> bool:
 
 
 def decode(
-    data: bytes | memoryview, *, where: str, crop: Crop | None = None
+    data: bytes | memoryview,
+    *,
+    where: str,
+    crop: Crop | None = None,
+    max_pixels: int = limits.IMAGE_PIXELS,
 ) -> np.ndarray:
     """The image in the bytes of a file, or a part of it.
 
@@ -44,15 +49,17 @@ def decode(
         data: the file's bytes.
         where: names the file or record in errors.
         crop: the part that is wanted, of the image as it is shown; default: all.
+        max_pixels: of the whole image; one with more is refused by its header.
 
     Returns:
         uint8 [h, w, 3], RGB. A part may be a view.
 
     Raises:
-        BadExample: empty, truncated, not an image, or of more than 2**30 pixels.
+        BadExample: empty, truncated, not an image, or of too many pixels.
     """
     if not len(data):
         raise BadExample(f"{where} is empty (0 bytes); replace it.")
+    _check_size(data, where, max_pixels)
     is_jpeg = bytes(data[:3]) == _JPEG
     if is_jpeg and crop is not None:
         part = jpeg.decode_part(data, crop)
@@ -71,6 +78,17 @@ def decode(
             "image; replace it."
         )
     return cut(image, crop)
+
+
+def _check_size(data: bytes | memoryview, where: str, max_pixels: int) -> None:
+    """Refuses an image before there is memory for it."""
+    size = image_file.size(data)
+    if size is not None and size[0] * size[1] > max_pixels:
+        raise BadExample(
+            f"{where} is too large: {size[1]:,} x {size[0]:,} pixels, and at most "
+            f"{max_pixels:,} are read; make it smaller, cut it into several, or allow "
+            "more (config.data.max_pixels, --max_pixels of data.prepare)."
+        )
 
 
 def _imdecode(buffer: np.ndarray, flags: int, where: str) -> np.ndarray | None:

@@ -11,6 +11,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from typing import TypedDict
 
 from absl import flags
@@ -62,6 +63,8 @@ class BatchIterator(Iterator[Batch]):
             )
         self._starting = _signals_held if num_workers else contextlib.nullcontext
         with self._starting():
+            if num_workers:
+                _start_tracker()
             self._batches = iter(batches)
         self._builder = builder
         self._next, self._stop = start, stop
@@ -124,6 +127,24 @@ def explain_end(code: int) -> str:
             "none."
         )
     return f"a worker of config.data.num_workers ended with exit code {code}."
+
+
+def _start_tracker() -> None:
+    """Starts what frees shared memory behind a process that ends, and says nothing.
+
+    When a run ends, some batches have been read ahead and are still in shared memory.
+    That is no leak; Python's tracker would call it one, below the last message.
+    """
+    name, quiet = "PYTHONWARNINGS", f"ignore::UserWarning:{resource_tracker.__name__}"
+    before = os.environ[name] if name in os.environ else None
+    os.environ[name] = quiet if before is None else f"{before},{quiet}"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from vit_jax import limits
 from vit_jax.data import sampler
 from vit_jax.data.augmentation import Augment, Augmentation, Draws, ErasingMode
 from vit_jax.data.crop import Box, Crop, cut
@@ -28,7 +29,6 @@ _ATTEMPTS = 10  # as in torchvision's RandomResizedCrop
 _DEFAULT_AREA = (0.05, 1.0)
 _DEFAULT_ASPECT_RATIO = (3 / 4, 4 / 3)
 _DEFAULT_PADDING = 4
-LARGEST_SIDE = 2**14  # of an image, in pixels
 _MOST_REPEATS = 2**20
 
 Interpolation = Literal["area", "bilinear"]
@@ -194,10 +194,10 @@ class TrainTransform:
                 f"config.data.train.aspect_ratio={self.aspect_ratio}; expected "
                 "(low, high) with 0 < low <= high."
             )
-        if not 0 <= self._padding <= LARGEST_SIDE:
+        if not 0 <= self._padding <= limits.IMAGE_SIDE:
             raise UserError(
                 f"config.data.train.padding={self.padding}; expected pixels, 0 to "
-                f"{LARGEST_SIDE:,}."
+                f"{limits.IMAGE_SIDE:,}."
             )
 
     def check_size(self, size: tuple[int, int]) -> None:
@@ -357,10 +357,10 @@ class EvalTransform:
         """UserError where the crop would be larger than the resized image."""
         if self.resize is None:
             return
-        if not min(size) <= self.resize <= LARGEST_SIDE:
+        if not min(size) <= self.resize <= limits.IMAGE_SIDE:
             raise UserError(
                 f"config.data.eval.resize={self.resize} does not go with the image "
-                f"size {size}; expected {min(size)} to {LARGEST_SIDE:,}, or None."
+                f"size {size}; expected {min(size)} to {limits.IMAGE_SIDE:,}, or None."
             )
 
     def draw(self, seed: int, numbers: np.ndarray) -> None:

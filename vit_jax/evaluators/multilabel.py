@@ -6,11 +6,12 @@ For labels that are vectors and a loss whose classes do not exclude each other,
 Axes: n examples, b batch, k classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 
 from vit_jax import steps
 from vit_jax.data import Dataset
@@ -18,7 +19,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluators import scores
 from vit_jax.program import Program
 
-# Of n x k logits, which average precision needs all at once: 1 GiB in each process.
+# Of n x k logits, which mAP and AUC need all at once: 1 GiB in each process.
 MOST_LOGITS = 2**28
 
 
@@ -33,7 +34,7 @@ def make_step(
       program: of the model, with the loss.
       dataset: that the batches are of.
       classes: that logits and labels are restricted to, before anything else.
-      rank: whether all logits are returned, for average precision.
+      rank: whether all logits are returned, for mAP and AUC.
     """
     predict = scores.make_prediction(program, dataset, classes)
 
@@ -120,23 +121,24 @@ class Totals:
             "examples": self.examples,
         }
         if self._rank:
-            found["mAP"] = _mean(self.average_precisions())
+            found["mAP"] = _mean(self._ranked(average_precision))
+            found["auc"] = _mean(self._ranked(roc_auc))
         return {name: found[name] for name in scalar_names(rank=self._rank)}
 
-    def average_precisions(self) -> list[float | None]:
-        """Of each class; None for one that no example has."""
+    def _ranked(
+        self, measure: Callable[[np.ndarray, np.ndarray], float | None]
+    ) -> list[float | None]:
+        """Of each class."""
         logits = np.concatenate(self._logits)
         is_label = np.concatenate(self._is_label)
-        return [
-            average_precision(logits[:, i], is_label[:, i])
-            for i in range(len(self.labels))
-        ]
+        return [measure(logits[:, i], is_label[:, i]) for i in range(len(self.labels))]
 
     def record(self) -> dict[str, Any]:
         """What is not a scalar."""
         per_class: dict[str, Any] = {"examples": self.labels, **self._by_class()}
         if self._rank:
-            per_class["average_precision"] = self.average_precisions()
+            per_class["average_precision"] = self._ranked(average_precision)
+            per_class["auc"] = self._ranked(roc_auc)
         return {"without_label": self.examples - self.tagged, "per_class": per_class}
 
     def _by_class(self) -> dict[str, list[float | None]]:
@@ -151,7 +153,7 @@ class Totals:
 def scalar_names(*, rank: bool) -> list[str]:
     """The scalars of `Totals`."""
     names = ["accuracy", "micro_f1", "macro_f1", "precision_at_1", "loss", "examples"]
-    return ["mAP", *names] if rank else names
+    return ["mAP", "auc", *names] if rank else names
 
 
 def average_precision(values: np.ndarray, is_label: np.ndarray) -> float | None:
@@ -177,6 +179,30 @@ def average_precision(values: np.ndarray, is_label: np.ndarray) -> float | None:
     last = np.append(np.flatnonzero(np.diff(values)), len(values) - 1)  # of equals
     gained = np.diff(hits[last], prepend=0)
     return float(np.sum(gained * hits[last] / (last + 1)) / hits[-1])
+
+
+def roc_auc(values: np.ndarray, is_label: np.ndarray) -> float | None:
+    """The area under the ROC curve: how often a labelled example has the higher value.
+
+    Of all pairs of an example with the label and one without; equal values count half,
+    as in scikit-learn's `roc_auc_score`. Computed from ranks (Mann and Whitney, 1947).
+
+    Args:
+      values: [n], the higher the likelier.
+      is_label: bool [n].
+
+    Returns:
+      None if all examples have the label, or none has.
+
+    >>> roc_auc(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
+    0.5
+    """
+    positive = int(is_label.sum())
+    pairs = positive * (len(is_label) - positive)
+    if not pairs:
+        return None
+    ranks = stats.rankdata(values)[is_label].sum() - positive * (positive + 1) / 2
+    return float(ranks / pairs)
 
 
 def _ratio(part: Any, of: Any) -> float | None:

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 
+from vit_jax import limits
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.models import layers, variants
 from vit_jax.models.attention import Attend, choose_attention
@@ -143,8 +144,8 @@ def place(
 
 # Larger numbers are slips of the finger, which the compiler may not survive.
 _LARGEST = {
-    "depth": 2**12,
-    "num_classes": 2**24,
+    "depth": limits.LAYERS,
+    "num_classes": limits.CLASSES,
     "num_heads": 2**12,
     "registers": 2**12,
 }

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import struct
-import tokenize
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax import limits
 from vit_jax.checkpoints.formats.tensors import (
     BFLOAT16,
-    MAX_HEADER,
     Tensor,
     Tensors,
     broken,
@@ -30,7 +29,7 @@ from vit_jax.checkpoints.formats.tensors import (
     read_exactly,
 )
 from vit_jax.checkpoints.formats.torch_files import SavedDict, open_torch
-from vit_jax.errors import ZIP_ERRORS, UserError
+from vit_jax.errors import NUMPY_ERRORS, ZIP_ERRORS, UserError
 
 _TORCH_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 
@@ -67,9 +66,6 @@ def open_dicts(path: Path) -> dict[str, SavedDict]:
 
 # --- NumPy
 
-# What NumPy raises of a header that is no Python literal, or of another version.
-_BAD_NUMPY = (KeyError, TypeError, SyntaxError, tokenize.TokenError)
-
 
 def open_npz(path: Path) -> Tensors:
     """The arrays of a NumPy archive; pickled ones are refused."""
@@ -96,7 +92,7 @@ def _npy(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Tensor:
             }[version]
             shape, fortran, dtype = header(file)
             start = file.tell()
-    except (*ZIP_ERRORS, OSError, *_BAD_NUMPY) as error:
+    except (*NUMPY_ERRORS, OSError) as error:
         raise broken(path, f"{info.filename}: {error}") from error
     if dtype.hasobject:
         raise UserError(
@@ -152,7 +148,7 @@ def open_safetensors(path: Path) -> Tensors:
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, MAX_HEADER):
+        if size < 8 or length > min(size - 8, limits.HEADER_BYTES):
             raise broken(path, f"{size:,} bytes claim a header of {length:,}")
         text = file.read(length)
     try:

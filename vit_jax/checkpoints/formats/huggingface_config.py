@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vit_jax import limits
 from vit_jax.checkpoints.formats.inferred import Fields
 from vit_jax.errors import UserError
 
 # Larger than any model: who writes more means to fill the memory.
-_MOST_LAYERS, _MOST = 1_000, 2**20
+_MOST = 2**20
 _SIZES = ("image_size", "patch_size")  # one number, or height and width
 _SHOWN = 60  # letters of a value that a message repeats
 
@@ -31,7 +32,7 @@ def check_values(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(default, bool | str):
             good = type(value) is type(default)
         elif isinstance(default, int):
-            most = _MOST_LAYERS if key == "num_hidden_layers" else _MOST
+            most = limits.LAYERS if key == "num_hidden_layers" else _MOST
             least = 0 if key == "num_register_tokens" else 1
             good = all(type(n) is int and least <= n <= most for n in numbers)
             good &= isinstance(value, int) or len(numbers) == 2

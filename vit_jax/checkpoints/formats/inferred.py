@@ -114,6 +114,10 @@ _HEADS = {
 }
 
 
+# What convert writes says it to every other command.
+TELL_HEADS = "vit_jax.load takes num_heads=N, and vit_jax.convert --model.num_heads=N"
+
+
 def heads_of(width: int, depth: int, mlp_dim: int) -> tuple[int, str | None]:
     """The number of heads, where a format does not store it.
 
@@ -133,8 +137,10 @@ def heads_of(width: int, depth: int, mlp_dim: int) -> tuple[int, str | None]:
 
     >>> heads_of(768, 12, 3072), heads_of(1280, 32, 5120)
     ((12, None), (16, None))
-    >>> heads_of(128, 4, 256)
-    (2, 'guessed 2 heads of 64 channels: num_heads=N says another number')
+    >>> heads_of(128, 4, 256)[0]
+    2
+    >>> heads_of(128, 4, 256)[1].split(";")[0]
+    'guessed 2 heads of 64 channels'
     """
     sizes = {size[:3]: size[3] for size in models.SIZES.values()} | _HEADS
     if (width, depth, mlp_dim) in sizes:
@@ -142,11 +148,9 @@ def heads_of(width: int, depth: int, mlp_dim: int) -> tuple[int, str | None]:
     alike = {h for (w, _, m), h in sizes.items() if (w, m) == (width, mlp_dim)}
     if not alike and width % 64:
         raise UserError(
-            f"the format does not say how many heads a width of {width} has: give "
-            "num_heads="
+            f"the format does not say how many heads a width of {width} has: "
+            + TELL_HEADS
         )
     heads = alike.pop() if alike else width // 64
-    return heads, (
-        f"guessed {heads} heads of {width // heads} channels: num_heads=N says another "
-        "number"
-    )
+    said = f"guessed {heads} heads of {width // heads} channels"
+    return heads, f"{said}; if that is wrong, {TELL_HEADS}"

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from vit_jax import limits
 from vit_jax.checkpoints.formats import processors
-from vit_jax.checkpoints.formats.containers import MAX_HEADER, broken
+from vit_jax.checkpoints.formats.containers import broken
 from vit_jax.checkpoints.formats.inferred import Fields
 from vit_jax.preprocessing import Preprocessing
 
@@ -101,7 +102,7 @@ def read(path: Path) -> About | None:
 def _of_safetensors(path: Path) -> str | None:
     with open(path, "rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(min(size, MAX_HEADER)))
+        header = json.loads(file.read(min(size, limits.HEADER_BYTES)))
     metadata = header["__metadata__"] if "__metadata__" in header else {}
     return metadata[KEY] if KEY in metadata else None
 

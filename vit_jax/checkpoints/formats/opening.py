@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from vit_jax import limits
 from vit_jax.checkpoints.formats import (
     families,
     huggingface,
@@ -18,7 +19,7 @@ from vit_jax.checkpoints.formats.inferred import Fields, Inferred
 from vit_jax.checkpoints.formats.layouts import Entry, Shape
 from vit_jax.checkpoints.formats.opened import Opened, matches_any, shapes_of
 from vit_jax.checkpoints.formats.state_dicts import StateDict, open_state_dict
-from vit_jax.checkpoints.formats.tensors import MAX_HEADER, broken
+from vit_jax.checkpoints.formats.tensors import broken
 from vit_jax.errors import UserError
 from vit_jax.preprocessing import Preprocessing
 
@@ -89,11 +90,13 @@ def _weight_files(path: Path) -> list[Path]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = path / f"{name}.index.json"
         if index.exists():
-            names = sorted(set(_read_json(index)["weight_map"].values()))
+            of_each = _read_json(index).get("weight_map")
+            if not isinstance(of_each, dict) or not of_each:
+                raise broken(index, "it has no weight_map from tensors to files")
             # Names come from a file: they are of files in this directory, or refused.
-            if any(Path(str(n)).name != n for n in names):
+            if any(Path(str(n)).name != n for n in of_each.values()):
                 raise broken(index, "it names files outside its directory")
-            return [path / n for n in names]
+            return [path / n for n in sorted(set(of_each.values()))]
         if (path / name).exists():
             return [path / name]
     raise UserError(
@@ -104,7 +107,7 @@ def _weight_files(path: Path) -> list[Path]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_HEADER:
+        if path.stat().st_size > limits.HEADER_BYTES:
             raise broken(path, "it is far too long")
         found = json.loads(path.read_text())
     except OSError as error:

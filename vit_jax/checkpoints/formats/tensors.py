@@ -12,14 +12,9 @@ from typing import IO, Any
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax import limits
 from vit_jax.errors import ZIP_ERRORS, UserError
 
-# A header larger than this is refused: the largest published model has some 2,000
-# arrays, 200 kB of header.
-MAX_HEADER = 16 * 2**20
-# Of arrays that were compressed: weights hardly shrink, zeros do. An archive may hold
-# this many times its size, and this many bytes beside it.
-MAX_RATIO, SLACK = 20, 64 * 2**20
 CHUNK = 2**20
 # More than any array in memory.
 _MAX_SIZE, _MAX_AXES = 2**48, 32
@@ -83,7 +78,7 @@ def check_expansion(path: Path, archive: zipfile.ZipFile) -> None:
     """Refuses an archive that would take far more memory than its file has bytes."""
     size = os.path.getsize(path)
     total = sum(info.file_size for info in archive.infolist())
-    if total > MAX_RATIO * size + SLACK:
+    if total > limits.WEIGHTS_RATIO * size + limits.ARCHIVE_SLACK:
         raise broken(path, f"{size:,} bytes claim to hold {total:,}")
 
 

@@ -20,11 +20,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from vit_jax import limits
 from vit_jax.checkpoints.formats import torch_pickle
 from vit_jax.checkpoints.formats.tensors import (
     BFLOAT16,
     CHUNK,
-    MAX_HEADER,
     Tensor,
     broken,
     check_expansion,
@@ -272,7 +272,7 @@ def _open_archive(path: Path) -> tuple[Any, _ToTensor]:
         check_expansion(path, archive)
         infos = {info.filename: info for info in archive.infolist()}
         found = [name for name in infos if name.endswith("/data.pkl")]
-        if len(found) != 1 or infos[found[0]].file_size > MAX_HEADER:
+        if len(found) != 1 or infos[found[0]].file_size > limits.HEADER_BYTES:
             raise broken(path, "it has no data.pkl of a reasonable size")
         folder = found[0].removesuffix("data.pkl")
         if f"{folder}constants.pkl" in infos:
@@ -284,7 +284,7 @@ def _open_archive(path: Path) -> tuple[Any, _ToTensor]:
         if order in infos and archive.open(order).read(6) != b"little":
             raise UserError(f"{path} was written on a machine with big-endian numbers")
         with archive.open(found[0]) as file:
-            tree = _load(io.BytesIO(file.read(MAX_HEADER)), _storage)
+            tree = _load(io.BytesIO(file.read(limits.HEADER_BYTES)), _storage)
 
     def place(key: str) -> _Bytes | None:
         info = infos.get(f"{folder}data/{key}")

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
-from vit_jax.checkpoints.formats.tensors import MAX_HEADER
+from vit_jax import limits
 
 # A training checkpoint of 5,000 tensors with Adam's state takes some 500,000.
 MAX_STEPS = 2_000_000
@@ -86,13 +86,14 @@ class _Reader:
         self.outer: list[list[Any]] = []
         # A dict: an index of 2^31 takes no more room than one of 3.
         self.memo: dict[int, Any] = {}
-        self.left = MAX_HEADER
+        self.left = limits.HEADER_BYTES
 
     def read(self, size: int) -> bytes:
         """So many bytes, none of which is taken on trust."""
         self.left -= size
         if size < 0 or self.left < 0:
-            raise ValueError(f"its pickle has more than {MAX_HEADER:,} bytes")
+            most = limits.HEADER_BYTES
+            raise ValueError(f"its pickle has more than {most:,} bytes")
         data = self.file.read(size)
         if len(data) != size:
             raise EOFError("its pickle ends too early")

@@ -1,6 +1,6 @@
 """Images as people keep them, into a dataset that TFDS and `vit_jax.data` read.
 
-sources  where images lie: folders, tar files, CSV and Parquet tables
+sources  where images lie: folders, tar files (`tars`), CSV and Parquet (`tables`)
 items    one row for each image: where its bytes are, and its classes
 shards   writes the files of records, in parallel
 reports  what was found: what cannot be decoded, duplicates

@@ -22,6 +22,7 @@ Writes DIR/NAME/1.0.0, a dataset that TFDS and vit_jax read. A SOURCE is
   --image_column=image   of Parquet, with --label_column
   --label_separator="|"  between several classes in one cell of a CSV
   --on_bad=error         or skip: leaves images out that do not decode
+  --max_pixels=N         of an image (178,956,970, as Pillow): a larger one is refused
   --drop_duplicates      leaves out all but the first of images with the same bytes
   --file_format=array_record   or tfrecord
   --num_shards=N         files a split; else one for each 256 MiB
@@ -35,7 +36,7 @@ listed beside the records: undecodable.jsonl, duplicates.jsonl, reencoded.jsonl.
 import sys
 from collections.abc import Sequence
 
-from vit_jax import errors, flags
+from vit_jax import errors, flags, limits
 from vit_jax.data import pipeline
 from vit_jax.data.prepare.run import Options, prepare
 from vit_jax.data.prepare.tables import Columns
@@ -60,6 +61,7 @@ def parse(argv: Sequence[str]) -> Options:
     parser.add_argument("--num_workers", type=int, default=pipeline.num_cores())
     parser.add_argument("--on_bad", default="error", choices=ON_BAD)
     parser.add_argument("--drop_duplicates", action="store_true")
+    parser.add_argument("--max_pixels", type=int, default=limits.IMAGE_PIXELS)
     parser.add_argument("--labels")
     parser.add_argument("--classes")
     parser.add_argument("--image_root")
@@ -83,6 +85,7 @@ def parse(argv: Sequence[str]) -> Options:
         num_workers=args.num_workers,
         on_bad=args.on_bad,
         drop_duplicates=args.drop_duplicates,
+        max_pixels=args.max_pixels,
         labels=args.labels,
         classes=args.classes,
         columns=Columns(

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -45,6 +46,11 @@ def number(parts: Sequence[Part], given: tuple[str, ...] | None) -> Splits:
     """
     classes = _classes(parts, given)
     check_names("class", classes)
+    if twice := [name for name, n in Counter(classes).items() if n > 1]:
+        raise UserError(
+            f"the class {twice[0]!r} is named twice; give the classes with "
+            "--classes=FILE, each once."
+        )
     for split in dict.fromkeys(part.split for part in parts):
         if not _SPLIT.fullmatch(split):
             raise UserError(

@@ -11,9 +11,11 @@ import difflib
 import gzip
 import os
 import stat
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import IO, NamedTuple
 
+from vit_jax import limits
 from vit_jax.errors import UserError
 
 ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
@@ -43,9 +45,10 @@ def read(path: str, columns: Sequence[tuple[str, str]]) -> Iterator[Row]:
     """
     check_regular(path)
     with _errors(path), _open(path) as file:
-        separator = _separator(file.readline(), [name for _, name in columns])
+        first = next(_lines(file, path), "")
+        separator = _separator(first, [name for _, name in columns])
         file.seek(0)
-        reader = csv.reader(file, delimiter=separator, strict=True)
+        reader = csv.reader(_lines(file, path), delimiter=separator, strict=True)
         try:
             names = [name.strip() for name in next(reader, [])]
             for flag, name in columns:
@@ -62,6 +65,20 @@ def read(path: str, columns: Sequence[tuple[str, str]]) -> Iterator[Row]:
         except csv.Error as error:
             line = reader.line_num
             raise UserError(f"{path}, line {line}: {error}.") from error
+
+
+def _lines(file: IO[str], path: str) -> Iterator[str]:
+    """The lines of a file, none of them longer than there is memory for."""
+    size, read = os.path.getsize(path), 0
+    for number, line in enumerate(iter(lambda: file.readline(limits.LINE), ""), 1):
+        if len(line) == limits.LINE:
+            raise UserError(
+                f"{path}, line {number} has {limits.LINE:,} characters or more: it is "
+                "no table."
+            )
+        read += len(line)
+        limits.check_unpacked(path, size, read)
+        yield line
 
 
 def check_regular(path: str) -> None:
@@ -127,7 +144,7 @@ def _errors(path: str) -> Iterator[None]:
             f"{path}{_undecodable_line(path)} is not UTF-8: save it as UTF-8, for "
             f"example with: iconv -f latin1 -t utf-8 FILE"
         ) from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
 
 

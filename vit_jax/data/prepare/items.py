@@ -3,14 +3,14 @@
 import dataclasses
 import errno
 import os
-import stat
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-# A larger label is no number of a class: an identifier, or a slip.
-MOST_CLASSES = 1_000_000
+from vit_jax import limits
+from vit_jax.data import image_file
+
 _MAX_OPEN_FILES = 64
 
 
@@ -161,10 +161,9 @@ class Reader:
         """
         path, offset, size = items.where(i), int(items.offsets[i]), int(items.sizes[i])
         if offset < 0:
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                raise OSError(errno.EINVAL, "no regular file", path)
-            with open(path, "rb") as file:
-                return file.read()
+            return image_file.read(path)
+        if size > limits.IMAGE_BYTES:
+            raise OSError(errno.EFBIG, f"{size:,} bytes are no image", path)
         data = os.pread(self._open(path), size, offset)
         if len(data) != size:
             raise OSError(0, f"{path} ends before byte {offset + size}")

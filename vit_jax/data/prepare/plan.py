@@ -62,6 +62,7 @@ class Writer:
     work: str
     pool: Executor
     num_workers: int
+    max_pixels: int
 
     def shard(self, slot: Slot, dropped: Sequence[int]) -> Shard:
         os.makedirs(os.path.join(self.work, "parts"), exist_ok=True)
@@ -73,6 +74,7 @@ class Writer:
             label_key="labels" if self.splits.multi_label else "label",
             file_format=self.file_format,
             dropped=tuple(dropped),
+            max_pixels=self.max_pixels,
         )
 
     def write_all(

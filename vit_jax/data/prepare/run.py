@@ -28,9 +28,17 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from vit_jax import progress
+from vit_jax import durable, limits, progress
 from vit_jax.data.builder import end_with_parent
-from vit_jax.data.prepare import classes, finish, labels, plan, reports, shards
+from vit_jax.data.prepare import (
+    classes,
+    finish,
+    labels,
+    plan,
+    reports,
+    shards,
+    tables,
+)
 from vit_jax.data.prepare.classes import Splits
 from vit_jax.data.prepare.plan import Slot
 from vit_jax.data.prepare.shards import DIGEST
@@ -41,6 +49,7 @@ from vit_jax.data.sources.base import BUILT_IN
 from vit_jax.errors import UserError
 
 MANIFEST = "manifest.json"
+_MOST_SHARDS = 99_999  # their numbers have five digits
 _KINDS = ("undecodable", "reencoded")
 
 
@@ -57,6 +66,7 @@ class Options:
     num_workers: int
     on_bad: Literal["error", "skip"] = "error"
     drop_duplicates: bool = False
+    max_pixels: int = limits.IMAGE_PIXELS
     labels: str | None = None
     classes: str | None = None
     columns: Columns = dataclasses.field(default_factory=Columns)
@@ -67,14 +77,22 @@ class Options:
                 f'--name={self.name}: expected small letters, digits and "_", after a '
                 f"letter, and none of {', '.join(BUILT_IN)}."
             )
+        if not self.data_dir.strip() or "://" in self.data_dir:
+            raise UserError(
+                f'--data_dir="{self.data_dir}": expected a folder on this machine; '
+                "copy the dataset elsewhere when it is whole."
+            )
         if not re.fullmatch(r"\d+\.\d+\.\d+", self.version):
             raise UserError(f"--version={self.version}: expected such as 1.0.0.")
-        for flag, value in (
-            ("num_shards", self.num_shards),
-            ("num_workers", self.num_workers),
+        for flag, value, most in (
+            ("num_shards", self.num_shards, _MOST_SHARDS),
+            ("num_workers", self.num_workers, limits.WORKERS),
+            ("max_pixels", self.max_pixels, limits.MOST_IMAGE_PIXELS),
         ):
-            if value is not None and value < 1:
-                raise UserError(f"--{flag}={value}: expected 1 or more.")
+            if value is not None and not 1 <= value <= most:
+                raise UserError(
+                    f"--{flag}={value}: expected 1 or more, and at most {most:,}."
+                )
 
     @property
     def folder(self) -> str:
@@ -103,7 +121,7 @@ def prepare(options: Options, say: Callable[[str], None] = print) -> None:
         UserError: bad sources, images that do not decode with on_bad="error", or
             another dataset in that place.
     """
-    with _locked(options.work), _workers(options) as pool:
+    with _written(), _locked(options.work), _workers(options) as pool:
         splits, left_out = _find(options, pool)
         for line in _found(splits, left_out):
             say(line)
@@ -141,9 +159,11 @@ def _prepare(
         work=options.work,
         pool=pool,
         num_workers=options.num_workers,
+        max_pixels=options.max_pixels,
     )
     parts = writer.write_all(slots, None)
-    undecodable, reencoded = (_lines(slots, parts, k) for k in _KINDS)
+    sources = tables.spilled(_spill(options))
+    undecodable, reencoded = (_lines(slots, parts, k, sources) for k in _KINDS)
     found = _duplicates(splits, slots, parts)
     lines = _sorted(reports.duplicate_line(splits, d) for d in found)
     for name, report in (
@@ -167,6 +187,20 @@ def _prepare(
     _finish(options, splits, slots, parts, request, say)
     os.rename(folder, options.folder)
     shards.sync_folder(os.path.dirname(options.folder))
+
+
+@contextlib.contextmanager
+def _written() -> Iterator[None]:
+    """A full disk, or a folder that is taken away, is told in one message."""
+    try:
+        yield
+    except BrokenPipeError:  # who read the output has gone
+        raise
+    except OSError as e:
+        what = f"{e.filename}: " if e.filename else ""
+        raise UserError(
+            f"{what}{durable.explained(e)}. What is done is not done again."
+        ) from e
 
 
 @contextlib.contextmanager
@@ -225,9 +259,14 @@ def _start_worker(work: str) -> None:
     cv2.setNumThreads(1)
 
 
+def _spill(options: Options) -> str:
+    """The folder of what was unpacked."""
+    return os.path.join(options.work, "spill")
+
+
 def _find(options: Options, pool: Executor) -> tuple[Splits, Counter[str]]:
     finder = Finder(
-        spill=os.path.join(options.work, "spill"),
+        spill=_spill(options),
         pool=pool,
         columns=options.columns,
         labels=options.labels,
@@ -289,11 +328,24 @@ def _check_same(folder: str, request: str) -> None:
 
 
 def _lines(
-    slots: Sequence[Slot], parts: Sequence[Mapping[str, Any]], kind: str
+    slots: Sequence[Slot],
+    parts: Sequence[Mapping[str, Any]],
+    kind: str,
+    sources: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """The lines of a report, by split and name."""
+    """The lines of a report, by split and name; `sources` are of what was unpacked."""
+
+    def where(path: str) -> str:
+        folder = os.path.dirname(path)
+        return sources[folder] if folder in sources else path
+
     return _sorted(
-        {"path": x["path"], "split": slot.split, "what": x["what"], "where": x["where"]}
+        {
+            "path": x["path"],
+            "split": slot.split,
+            "what": x["what"],
+            "where": where(x["where"]),
+        }
         for slot, part in zip(slots, parts, strict=True)
         for x in part[kind]
     )

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from vit_jax import limits
 from vit_jax.data import decode
 from vit_jax.data.prepare.items import Items, Reader
 from vit_jax.data.sources.example import serialize_example
@@ -32,6 +33,7 @@ class Shard:
         label_key: "label", one class; or "labels", any number of them.
         file_format: "array_record" or "tfrecord".
         dropped: rows of `items` to leave out.
+        max_pixels: of an image, see `decode`.
     """
 
     path: str
@@ -40,13 +42,15 @@ class Shard:
     label_key: str
     file_format: str
     dropped: tuple[int, ...] = ()
+    max_pixels: int = limits.IMAGE_PIXELS
 
     def digest(self) -> str:
         """Of all that the file depends on, so that one of another is not taken."""
         items = self.items
-        digest = hashlib.sha256(
-            repr((items.containers, self.label_key, self.file_format)).encode()
-        )
+        asked: tuple[Any, ...] = (items.containers, self.label_key, self.file_format)
+        if self.max_pixels != limits.IMAGE_PIXELS:
+            asked = (*asked, self.max_pixels)
+        digest = hashlib.sha256(repr(asked).encode())
         columns = (items.container, items.names, items.offsets, items.sizes)
         for column in (*columns, items.times, *items.labels[:2]):
             digest.update(repr((column.dtype.str, len(column))).encode())
@@ -95,7 +99,7 @@ def _write_records(shard: Shard, path: str) -> dict[str, Any]:
     records = size = 0
     dropped = set(shard.dropped)
     for i in range(len(shard.items)):
-        data, found = _image(reader, shard.items, i)
+        data, found = _image(reader, shard.items, i, shard.max_pixels)
         digests += found.pop("digest")
         if "what" in found:
             line = {"path": shard.items.name(i), "what": found["what"]}
@@ -117,7 +121,9 @@ def _write_records(shard: Shard, path: str) -> dict[str, Any]:
     return part | {"records": records, "bytes": size, "images": digests.hex()}
 
 
-def _image(reader: Reader, items: Items, i: int) -> tuple[bytes | None, dict[str, Any]]:
+def _image(
+    reader: Reader, items: Items, i: int, max_pixels: int
+) -> tuple[bytes | None, dict[str, Any]]:
     """The bytes to keep of an image; None if it does not decode, and why."""
     name = items.name(i)
     try:
@@ -126,7 +132,7 @@ def _image(reader: Reader, items: Items, i: int) -> tuple[bytes | None, dict[str
         return None, {"what": f"cannot be read: {e.strerror}", "digest": bytes(DIGEST)}
     digest = hashlib.sha256(data).digest()[:DIGEST]
     try:
-        pixels = decode.decode(data, where=name)
+        pixels = decode.decode(data, where=name, max_pixels=max_pixels)
     except UserError as e:
         what = str(e).removeprefix(name).strip().partition(";")[0]
         return None, {"what": what, "digest": digest}
@@ -161,8 +167,17 @@ def _array_record(path: str) -> tuple[Callable[[bytes], Any], Callable[[], Any]]
 def _tfrecord(path: str) -> tuple[Callable[[bytes], Any], Callable[[], Any]]:
     import tensorflow as tf
 
-    writer = tf.io.TFRecordWriter(path)
-    return writer.write, writer.close
+    def told(call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
+            try:
+                return call(*arguments)
+            except tf.errors.OpError as error:  # a full disk too; it is no OSError
+                raise OSError(0, error.message) from error
+
+        return called
+
+    writer = told(tf.io.TFRecordWriter)(path)
+    return told(writer.write), told(writer.close)
 
 
 _WRITERS = {"array_record": _array_record, "tfrecord": _tfrecord}

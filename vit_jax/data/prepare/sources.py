@@ -4,41 +4,31 @@ What can be read at any place is left where it is. What cannot, a compressed tar
 or Parquet, is unpacked once into the folder `Options.spill`.
 """
 
-import bz2
 import dataclasses
 import glob
-import gzip
-import lzma
 import os
 import re
-import shutil
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from vit_jax.data.decode import is_image
-from vit_jax.data.prepare import csv_rows, labels, tables
+from vit_jax.data.prepare import csv_rows, labels, tables, tars
 from vit_jax.data.prepare.items import Items, Labels, in_container
 from vit_jax.data.sources import layout
 from vit_jax.data.sources.layout import is_file, is_folder
 from vit_jax.errors import UserError
 
-_COMPRESSED: dict[str, Callable[..., Any]] = {
-    ".tar.gz": gzip.open,
-    ".tgz": gzip.open,
-    ".tar.bz2": bz2.open,
-    ".tar.xz": lzma.open,
-}
-_TAR = (".tar", *_COMPRESSED)
 _BESIDE = "folders beside images that lie in none"
-_MOST_LINKS = 8  # from one link to the next
 # What folders of splits are called.
 _SPLITS = re.compile(
     r"(train|test|val|valid|dev|eval|unlabel)\w*|.*[-_](train|test|val)", re.IGNORECASE
 )
 _SOURCE = re.compile(r"((?P<split>[A-Za-z][\w-]*)=)?(?P<path>.+)")
+
+
+_Found = TypeVar("_Found")
 
 
 class Part(NamedTuple):
@@ -93,14 +83,14 @@ class Finder:
         if os.path.isdir(path):
             return self._folder(path, split)
         csv_rows.check_regular(path)
-        if path.endswith(_TAR):
+        if path.endswith(tars.ENDINGS):
             return self._tar(path, split)
         if path.endswith(csv_rows.ENDINGS):
             return [Part(*p) for p in tables.read_csv(path, split, self.columns)]
         if path.endswith(".parquet"):
             return self._parquet([path], split)
         raise UserError(
-            f"{path}: expected a folder, {', '.join(_TAR)}, "
+            f"{path}: expected a folder, {', '.join(tars.ENDINGS)}, "
             f"{', '.join(csv_rows.ENDINGS)} or .parquet."
         )
 
@@ -108,10 +98,10 @@ class Finder:
         files, folders = _file_names(path), layout.folders(path)
         if found := _parquet_files(path):
             return self._parquet(found, split)
-        if tars := [f for f in files if f.endswith(_TAR)]:
+        if found := [f for f in files if f.endswith(tars.ENDINGS)]:
             return [
                 Part(_given(split, path), items)
-                for items in self._class_tars([os.path.join(path, f) for f in tars])
+                for items in self._class_tars([os.path.join(path, f) for f in found])
             ]
         if any(map(is_image, files)):
             self.left_out[_BESIDE] += len(folders)
@@ -165,20 +155,20 @@ class Finder:
 
     def _counts(self, name: str) -> bool:
         if not (good := is_image(name)):
-            self.left_out[os.path.splitext(name)[1].lower() or name] += 1
+            self.left_out[tars.ending(name)] += 1
         return good
 
     def _tar(self, path: str, split: str | None) -> list[Part]:
         """A tar of class tars, of folders [SPLIT/]CLASS/, or of images alone."""
         path = self._plain(path)
-        first = next(_members(path), None)
+        first = next(tars.members(path), None)
         if first is None:
             raise UserError(f"{path} is empty.")
         if first[0].endswith(".tar"):
-            inner = [(path, *member) for member in _members(path)]
-            return [Part(_given(split, path), i) for i in self._each(_inner_tar, inner)]
+            inner = [(path, *m) for m in tars.members(path, left_out=self.left_out)]
+            return [Part(_given(split, path), i) for i in self._inner(inner)]
         groups: dict[_Place, list[tuple[str, int, int]]] = {}
-        for name, offset, size in _members(path, left_out=self.left_out):
+        for name, offset, size in tars.members(path, left_out=self.left_out):
             if self._counts(name):
                 place = _place(name.split("/")[:-1], split)
                 groups.setdefault(place, []).append((name, offset, size))
@@ -206,18 +196,18 @@ class Finder:
     def _class_tars(self, paths: list[str]) -> Iterable[Items]:
         plain = [self._plain(path) for path in paths]
         members = [(p, os.path.basename(p), 0, os.path.getsize(p)) for p in plain]
-        return self._each(_inner_tar, members)
+        return self._inner(members)
+
+    def _inner(self, members: list[tuple[str, str, int, int]]) -> Iterator[Items]:
+        """The images of class tars: (path, name, offset in the file, size)."""
+        for items, others in self._each(tars.class_tar, members):
+            self.left_out.update(others)
+            yield items
 
     def _plain(self, path: str) -> str:
         """The tar file itself, or where a compressed one has been unpacked to."""
-        for ending, opener in _COMPRESSED.items():
-            if path.endswith(ending):
-                name = os.path.basename(path).removesuffix(ending) + ".tar"
-                place = os.path.join(tables.spill_folder(self.spill, path), name)
-                if not os.path.exists(place):
-                    _unpack(opener, path, place)
-                return place
-        return path
+        csv_rows.check_regular(path)
+        return tars.unpack(path, self.spill)
 
     def _parquet(self, paths: list[str], split: str | None) -> list[Part]:
         jobs = [(path, self.spill, self.columns) for path in paths]
@@ -236,8 +226,8 @@ class Finder:
         return labels.apply(items, self.labels)
 
     def _each(
-        self, function: Callable[..., Items], jobs: list[tuple[Any, ...]]
-    ) -> Iterator[Items]:
+        self, function: Callable[..., _Found], jobs: list[tuple[Any, ...]]
+    ) -> Iterator[_Found]:
         return self.pool.map(_call, [function] * len(jobs), jobs)
 
 
@@ -274,7 +264,7 @@ def _place(folders: Sequence[str], split: str | None) -> _Place:
     return _Place(above, folders[-1] if folders else "", len(folders))
 
 
-def _call(function: Callable[..., Items], arguments: tuple[Any, ...]) -> Items:
+def _call(function: Callable[..., _Found], arguments: tuple[Any, ...]) -> _Found:
     return function(*arguments)
 
 
@@ -322,74 +312,3 @@ def _parquet_files(path: str) -> list[str]:
         folders[:] = sorted(name for name in folders if name[0] != ".")
         found += [os.path.join(folder, f) for f in files if f.endswith(".parquet")]
     return sorted(found)
-
-
-def _inner_tar(path: str, name: str, offset: int, size: int) -> Items:
-    """The images of a class tar CLASS.tar, which may lie inside of another."""
-    label = os.path.basename(name).removesuffix(".tar")
-    found = [m for m in _members(path, offset, offset + size) if is_image(m[0])]
-    if not found:
-        raise UserError(f"{name} of {path} has no images.")
-    names, offsets, sizes = zip(*sorted(found), strict=True)
-    names = [f"{label}/{n.rpartition('/')[2]}" for n in names]
-    of = Labels.of_class(label, len(names))
-    return in_container(path, names, sizes, of, offsets=offsets)
-
-
-def _members(
-    path: str,
-    start: int = 0,
-    stop: int | None = None,
-    left_out: Counter[str] | None = None,
-) -> Iterator[tuple[str, int, int]]:
-    """(name, offset in the file, size) of the files in a tar that begins at `start`.
-
-    A link has the place of the file of this tar that it leads to. One that leads
-    elsewhere is counted in `left_out`.
-    """
-    stop = os.path.getsize(path) if stop is None else stop
-    places: dict[str, tuple[int, int]] = {}
-    links: list[tuple[str, str]] = []
-    try:
-        with open(path, "rb") as file:
-            file.seek(start)
-            tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
-            while (member := tar.next()) is not None:
-                vars(tar)["members"] = []  # else it keeps them all: ~1 kB each
-                if member.offset_data + member.size > stop:
-                    raise tarfile.ReadError("unexpected end of data")
-                name = member.name.removeprefix("./")
-                if member.isreg():
-                    places[name] = member.offset_data, member.size
-                    yield name, member.offset_data, member.size
-                elif member.issym():
-                    target = os.path.join(os.path.dirname(name), member.linkname)
-                    links.append((name, os.path.normpath(target)))
-                elif member.islnk():
-                    links.append((name, os.path.normpath(member.linkname)))
-            # It takes half a header, or none, for the end.
-            file.seek(tar.offset)
-            if tar.offset >= stop or any(file.read(tarfile.BLOCKSIZE)):
-                raise tarfile.ReadError("it ends without the mark of an end")
-    except (tarfile.TarError, OSError, ValueError) as e:
-        raise UserError(f"{path} cannot be read as a tar file: {e}.") from e
-    targets = dict(links)
-    for name, target in links:
-        for _ in range(_MOST_LINKS):  # a link may lead to a link
-            if target not in targets:
-                break
-            target = targets[target]
-        if target in places:
-            yield name, *places[target]
-        elif left_out is not None and is_image(name):
-            left_out[layout.DEAD_LINK] += 1
-
-
-def _unpack(opener: Callable[..., Any], path: str, place: str) -> None:
-    os.makedirs(os.path.dirname(place), exist_ok=True)
-    try:
-        with opener(path) as source, open(f"{place}.tmp", "wb") as target:
-            shutil.copyfileobj(source, target, 2**24)
-    except (OSError, EOFError, lzma.LZMAError) as e:
-        raise UserError(f"{path} cannot be unpacked to {place}: {e}.") from e
-    os.replace(f"{place}.tmp", place)

@@ -10,11 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vit_jax import limits
 from vit_jax.data.prepare import csv_rows
-from vit_jax.data.prepare.items import MOST_CLASSES, Items, Labels, in_container
+from vit_jax.data.prepare.items import Items, Labels, in_container
 from vit_jax.errors import UserError
 
 _SPLIT = re.compile(r"(?P<split>[A-Za-z][\w.-]*?)(-\d{5}-of-\d{5}.*)?")
+_DIGITS = 20  # of the number of a class, zeros before it too
+_SOURCE = "source"
 _ROWS = 64  # of a Parquet file, read at a time
 
 
@@ -144,12 +147,16 @@ def of_texts(path: str, rows: list[list[str]]) -> Labels:
     texts = [text for row in rows for text in row]
     ends = np.cumsum([len(row) for row in rows])
     if texts and all(text.removeprefix("-").isdecimal() for text in texts):
-        numbers = [int(text) for text in texts]
-        if max(numbers) >= MOST_CLASSES:
+        longest = max(texts, key=len)
+        # Python refuses to read thousands of digits.
+        numbers = [int(text) for text in texts] if len(longest) <= _DIGITS else []
+        if not numbers or max(numbers) >= limits.NUMBERED_CLASSES:
+            shown = str(max(numbers)) if numbers else f"{longest[:_DIGITS]}..."
             raise UserError(
-                f"{path}: label {max(numbers)} is too large for the number of a class: "
-                f"these begin at 0, and at most {MOST_CLASSES:,} are supported. If it "
-                "is an identifier, number the classes from 0 or give their names."
+                f"{path}: label {shown} is too large for the number of a class: "
+                f"these begin at 0, and at most {limits.NUMBERED_CLASSES:,} are "
+                "supported. If it is an identifier, number the classes from 0 or give "
+                "their names."
             )
         return Labels(np.array(numbers, np.int64).clip(-1).astype(np.int32), ends, None)
     names, values = np.unique(np.array(texts, str), return_inverse=True)
@@ -174,6 +181,24 @@ def spill_folder(spill: str, path: str, *columns: str) -> str:
     return os.path.join(spill, hashlib.sha256(identity.encode()).hexdigest()[:16])
 
 
+def begin_spill(folder: str, path: str) -> None:
+    """Makes the folder, and notes whose contents are in it."""
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, _SOURCE), "wb") as file:
+        file.write(os.fsencode(path))
+
+
+def spilled(spill: str) -> dict[str, str]:
+    """{folder of what was unpacked: the file that it comes from}."""
+    found = {}
+    for name in os.listdir(spill) if os.path.isdir(spill) else ():
+        folder = os.path.join(spill, name)
+        if os.path.exists(note := os.path.join(folder, _SOURCE)):
+            with open(note, "rb") as file:
+                found[folder] = os.fsdecode(file.read())
+    return found
+
+
 def unpack_parquet(path: str, spill: str, columns: Columns) -> Items:
     """Copies the images of a Parquet file into one file, readable at any place."""
     from pyarrow import ArrowException, parquet
@@ -187,7 +212,7 @@ def unpack_parquet(path: str, spill: str, columns: Columns) -> Items:
         csv_rows.check_column(path, "image", columns.image, header)
         csv_rows.check_column(path, "label", columns.label[0], header)
         if not os.path.exists(index):
-            os.makedirs(folder, exist_ok=True)
+            begin_spill(folder, path)
             _copy(file, path, images, index, columns)
     except (ArrowException, OSError) as e:
         raise UserError(f"{path} cannot be read as Parquet: {e}.") from e
@@ -227,8 +252,16 @@ def _copy(file: Any, path: str, images: str, index: str, columns: Columns) -> No
                 sizes.append(target.write(data))
                 rows.append(_label_cell(label, path, len(rows)))
     os.replace(f"{images}.tmp", images)
+    if not rows:
+        raise UserError(f"{path} has no rows; leave it out.")
     labels = of_texts(path, rows)
     known = _names_in(file.schema_arrow, columns.label[0])
+    if known and labels.names is None and labels.values.max(initial=0) >= len(known):
+        raise UserError(
+            f"{path} has label {labels.values.max()}, and its schema names "
+            f"{len(known)} classes, from 0: write it again, with the right "
+            "ClassLabel(names=...)."
+        )
     offsets = np.cumsum([0, *sizes])[:-1]
     with open(f"{index}.tmp", "wb") as target:
         np.savez(
@@ -287,6 +320,8 @@ def _names_in(schema: Any, column: str) -> list[str]:
         feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
         feature = feature if "_type" in feature else feature[0]
         feature = feature.get("feature", feature)
-        return [str(name) for name in feature.get("names") or ()]
+        names = feature.get("names")
+        told = isinstance(names, list) and all(isinstance(n, str) for n in names)
+        return names if told else []
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return []

@@ -27,6 +27,7 @@ class ArraySource:
     """
 
     in_memory = True
+    sample = ""
 
     def __init__(
         self,

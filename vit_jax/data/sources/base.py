@@ -1,16 +1,19 @@
 """What a source is, and which module opens which name."""
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
+from vit_jax import limits
 from vit_jax.data import holdout
 from vit_jax.data.crop import Crop
 from vit_jax.errors import UserError
 
 BUILT_IN = ("fashion_mnist_mini", "folder", "idx", "npz", "array_record", "mixture")
+_SAMPLED = 64  # files
 HOLDS_OUT = ("folder", "idx", "npz")  # what people put there themselves
 
 
@@ -23,6 +26,8 @@ class Source(Protocol):
         label_names: one for each class, or None.
         multi_hot: whether a label is a float32 vector [k], not one class.
         fingerprint: digest of what the records are, the same wherever they lie.
+        sample: digest of how large some of their files are, the same wherever they lie:
+            other files under the same names; "" where the fingerprint tells.
         in_memory: whether `read` costs nothing to speak of.
         notes: what a user should know of how the records were found.
     """
@@ -32,6 +37,7 @@ class Source(Protocol):
     label_names: tuple[str, ...] | None
     multi_hot: bool
     fingerprint: str
+    sample: str
     in_memory: bool
     notes: tuple[str, ...]
 
@@ -60,6 +66,17 @@ class Source(Protocol):
         ...
 
 
+def sample_of(count: int, path: Callable[[int], str]) -> str:
+    """Digest of the sizes of some of `count` files, evenly spaced; -1 of a lost one."""
+    sizes = []
+    for i in range(0, count, max(1, count // _SAMPLED)):
+        try:
+            sizes.append(os.stat(path(i)).st_size)
+        except OSError:  # told by whoever reads it
+            sizes.append(-1)
+    return hashlib.sha256(repr(sizes).encode()).hexdigest()[:16]
+
+
 def open_source(
     *,
     name: str,
@@ -68,6 +85,7 @@ def open_source(
     image_key: str | None = None,
     label_key: str | None = None,
     held_out: float | None = None,
+    max_pixels: int = limits.IMAGE_PIXELS,
 ) -> Source:
     """Opens `split` of a dataset; see `vit_jax.data.make` for the names."""
     holdout.check(held_out)
@@ -108,7 +126,12 @@ def open_source(
         from vit_jax.data.sources import tfds
 
         return tfds.open_tfds(
-            name, data_dir, split=split, image_key=image_key, label_key=label_key
+            name,
+            data_dir,
+            split=split,
+            image_key=image_key,
+            label_key=label_key,
+            max_pixels=max_pixels,
         )
     if data_dir is None:
         what = "the .npz file" if name == "npz" else "the folder"
@@ -118,7 +141,7 @@ def open_source(
     if name == "folder":
         from vit_jax.data.sources import folder
 
-        return folder.open_folder(data_dir, split, held_out)
+        return folder.open_folder(data_dir, split, held_out, max_pixels=max_pixels)
     if name == "idx":
         from vit_jax.data.sources import idx
 
@@ -127,7 +150,11 @@ def open_source(
         from vit_jax.data.sources import sharded
 
         return sharded.open_sharded(
-            data_dir, split=split, image_key=image_key, label_key=label_key
+            data_dir,
+            split=split,
+            image_key=image_key,
+            label_key=label_key,
+            max_pixels=max_pixels,
         )
     from vit_jax.data.sources import npz
 

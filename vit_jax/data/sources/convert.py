@@ -93,7 +93,21 @@ def to_labels(array: np.ndarray, where: str) -> np.ndarray:
     labels = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
     kind = labels.dtype.kind
     if labels.ndim == 1 and kind == "S":
-        labels, kind = np.char.decode(labels, "utf-8"), "U"
+        try:
+            labels, kind = np.char.decode(labels, "utf-8"), "U"
+        except UnicodeDecodeError as e:
+            raise UserError(
+                f"{where}: labels are names that are not UTF-8; save them as text, "
+                "dtype=str."
+            ) from e
+    if kind == "f" and labels.ndim == 1:
+        bad = np.flatnonzero(np.abs(labels) >= 2**31)
+        if len(bad):
+            raise UserError(
+                f"{where}, record {bad[0]}: label {labels[bad[0]]:g} is no class "
+                f"number ({len(bad)} of {len(labels)} labels have more than 32 bits); "
+                "correct the labels."
+            )
     if labels.ndim == 1 and kind in "bf" and (labels == np.rint(labels)).all():
         labels, kind = labels.astype(np.int64), "i"
     vectors = labels.ndim == 2 and kind in "biuf"

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
+from vit_jax import limits
 from vit_jax.data.sources.records import Shard
 from vit_jax.data.splits import Range
 from vit_jax.errors import UserError, did_you_mean
@@ -17,7 +18,6 @@ from vit_jax.errors import UserError, did_you_mean
 INFO, FEATURES = "dataset_info.json", "features.json"
 _DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _LARGEST = 2**53  # a whole number that every reader of JSON has exactly
-_MAX_CLASSES = 2**24
 
 
 class Label(NamedTuple):
@@ -259,7 +259,7 @@ def label_of(feature: Section, key: str, *, of_many: bool) -> Label:
         dtype = tensor.text("dtype")
         if not shape and "int" in dtype:
             return Label("class", None)
-        if len(shape) == 1 and 0 < shape[0] <= _MAX_CLASSES and dtype != "string":
+        if len(shape) == 1 and 0 < shape[0] <= limits.CLASSES and dtype != "string":
             return Label("vector", shape[0])
     within = ", in a sequence" if of_many else ""
     raise UserError(
@@ -273,10 +273,10 @@ def _num_classes(label: Section) -> int | None:
     if "numClasses" not in label:
         return None
     count = label.number("numClasses")
-    if not 0 < count <= _MAX_CLASSES:
+    if not 0 < count <= limits.CLASSES:
         raise UserError(
             f"{label.where}: numClasses is {count:,}; expected 1 to "
-            f"{_MAX_CLASSES:,}{_AGAIN}"
+            f"{limits.CLASSES:,}{_AGAIN}"
         )
     return count
 

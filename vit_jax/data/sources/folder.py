@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_jax.data import decode, holdout, sampler, splits
+from vit_jax import limits
+from vit_jax.data import decode, holdout, image_file, sampler, splits
 from vit_jax.data.crop import Crop
 from vit_jax.data.sources import layout as layouts
+from vit_jax.data.sources.base import sample_of
 from vit_jax.data.sources.layout import Layout, named, printable
 from vit_jax.errors import UserError
 
@@ -30,18 +32,20 @@ class FolderSource:
         data_dir: str,
         label_names: tuple[str, ...],
         notes: tuple[str, ...] = (),
+        max_pixels: int = limits.IMAGE_PIXELS,
     ):
-        """`files` are paths under data_dir, `labels` int32 [n]."""
+        """`files` are paths under data_dir, `labels` int32 [n]; see `decode`."""
         self.name = data_dir
         self.label_names: tuple[str, ...] | None = label_names
         self.num_classes: int | None = len(label_names)
-        self.notes = notes
+        self.notes, self._max_pixels = notes, max_pixels
         # One array of bytes instead of a million strings: workers get a copy.
         self._files = np.array([os.fsencode(f) for f in files])
         self._labels = labels
         digest = hashlib.sha256(repr((label_names, len(files))).encode())
         digest.update(b"\0".join(self._files.tolist()))
         self.fingerprint = digest.hexdigest()[:16]
+        self.sample = sample_of(len(files), self._path)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -49,11 +53,10 @@ class FolderSource:
     def read(self, index: int, crop: Crop | None = None) -> tuple[np.ndarray, int]:
         where = self.describe(index)
         try:
-            with open(self._path(index), "rb") as file:
-                data = file.read()
+            data = image_file.read(self._path(index))
         except OSError as e:
             raise UserError(f"{where} cannot be read: {e.strerror}.") from e
-        image = decode.decode(data, where=where, crop=crop)
+        image = decode.decode(data, where=where, crop=crop, max_pixels=self._max_pixels)
         return image, int(self._labels[index])
 
     def labels(self) -> np.ndarray:
@@ -85,7 +88,11 @@ class Images(NamedTuple):
 
 
 def open_folder(
-    data_dir: str, split: str, held_out: float | None = None
+    data_dir: str,
+    split: str,
+    held_out: float | None = None,
+    *,
+    max_pixels: int = limits.IMAGE_PIXELS,
 ) -> FolderSource:
     """The images of a split; `layout` says how they may lie.
 
@@ -100,6 +107,7 @@ def open_folder(
         data_dir: the folder.
         split: see `splits`; also by another name, such as Training or val.
         held_out: see `holdout`; None or 0 is nothing.
+        max_pixels: of an image, see `decode`.
 
     Raises:
         UserError: no such folder or split, no images, a class that training does not
@@ -123,6 +131,7 @@ def open_folder(
         data_dir=data_dir,
         label_names=tuple(opener.classes),
         notes=tuple(opener.notes),
+        max_pixels=max_pixels,
     )
 
 

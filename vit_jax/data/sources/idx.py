@@ -12,6 +12,7 @@ import zlib
 
 import numpy as np
 
+from vit_jax import limits
 from vit_jax.data import splits
 from vit_jax.data.sources.arrays import ArraySource, Loaded, open_arrays
 from vit_jax.errors import UserError
@@ -121,28 +122,33 @@ def read_idx(path: str, *, ndim: int) -> np.ndarray:
     Raises:
         UserError: not an IDX file of bytes, cut short, or with bytes left over.
     """
-    data = _read_bytes(path)
     header = 4 + 4 * ndim
+    data = _read_bytes(path, header)
     if len(data) < header or data[:4] != bytes((0, 0, _UINT8, ndim)):
         raise UserError(
             f"{path} is not an IDX file of uint8 with {ndim} dimensions: it starts "
             f"with {data[:4].hex(' ') or 'nothing'}, expected 00 00 08 {ndim:02x}."
         )
-    shape = struct.unpack(f">{ndim}I", data[4:header])
-    if len(data) != header + math.prod(shape):
+    shape = struct.unpack(f">{ndim}I", data[4:])
+    limits.check_unpacked(path, os.path.getsize(path), math.prod(shape))
+    limits.check_memory(path, math.prod(shape))
+    data = _read_bytes(path, header + math.prod(shape) + 1)  # one too many, if any
+    promised = header + math.prod(shape)
+    if len(data) != promised:
+        more = " or more" if len(data) > promised else ""
         raise UserError(
-            f"{path} has {len(data)} bytes (unpacked), but its header promises "
-            f"{list(shape)}, {header + math.prod(shape)} bytes; it is cut short or "
+            f"{path} has {len(data)}{more} bytes (unpacked), but its header promises "
+            f"{list(shape)}, {promised} bytes; it is cut short or "
             "damaged: copy it again."
         )
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
-def _read_bytes(path: str) -> bytes:
+def _read_bytes(path: str, size: int) -> bytes:
+    """The first bytes of a file, unpacked."""
     try:
-        with open(path, "rb") as file:
-            data = file.read()
-        return gzip.decompress(data) if path.endswith(".gz") else data
+        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
+            return file.read(size)
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise UserError(
             f"{path} cannot be unpacked ({e}); it is cut short or damaged: copy it "

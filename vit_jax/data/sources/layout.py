@@ -4,6 +4,7 @@ SPLIT/CLASS/IMAGE, or CLASS/IMAGE, either inside of one folder more; images may 
 any depth below a class. Links are followed, hidden names are left out.
 """
 
+import heapq
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ _NAMED = 5  # at most so many folders are named in a message
 HIDDEN, NO_CLASS = "hidden", "in no class folder"
 DEAD_LINK, NO_FILE = "links to no file", "pipes or devices"
 LINK_BACK = "links to a folder above"
+LINK_AGAIN = "links to a folder that is read already"
 
 
 class Layout(NamedTuple):
@@ -134,14 +136,14 @@ def folders(path: str) -> list[str]:
     """
     with _scan(path) as entries:
         found = [e for e in entries if _counts(e.name) and is_folder(e)]
-        return sorted(e.name for e in found if not _leads_back(e))
+        return sorted(
+            e.name for e in found if not (e.is_symlink() and _leads_back(e.path))
+        )
 
 
-def _leads_back(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a link to a folder that it lies in."""
-    if not entry.is_symlink():
-        return False
-    place, target = map(os.path.realpath, (os.path.dirname(entry.path), entry.path))
+def _leads_back(link: str) -> bool:
+    """Whether a link leads to a folder that it lies in."""
+    place, target = map(os.path.realpath, (os.path.dirname(link), link))
     return os.path.commonpath((place, target)) == target
 
 
@@ -180,26 +182,38 @@ def listed(left_out: Counter[str]) -> str:
 
 
 def _walk(
-    root: str, inside: str = "", above: frozenset[tuple[int, int]] = frozenset()
+    root: str, above: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[tuple[str, str | None]]:
-    """(path under root, None for an image, else what kind of other file it is)."""
-    path = os.path.join(root, inside)
-    status = os.stat(path)
-    here = (status.st_dev, status.st_ino)
-    if here in above:  # it would go round for ever, or through other classes
-        yield inside, LINK_BACK
-        return
-    with _scan(path) as entries:
-        for entry in entries:
-            name = os.path.join(inside, entry.name)
-            if not _counts(entry.name):
-                yield name, HIDDEN
-            elif is_folder(entry):
-                yield from _walk(root, name, above | {here})
-            elif not is_file(entry):
-                yield name, DEAD_LINK if entry.is_symlink() else NO_FILE
-            else:
-                yield name, None if is_image(entry.name) else _kind(entry.name)
+    """(path under root, None for an image, else what kind of other file it is).
+
+    Each folder is read once, however many links lead to it: two links in each of 30
+    folders to the next would be 2^30 ways. Links wait until all else is read, and are
+    taken in the order of their paths, so that the system's order changes nothing.
+    """
+    folders, links, read = [""], list[str](), set[tuple[int, int]]()
+    while folders or links:
+        inside = folders.pop() if folders else heapq.heappop(links)
+        path = os.path.join(root, inside)
+        status = os.stat(path)
+        here = (status.st_dev, status.st_ino)
+        if here in above or here in read:
+            back = here in above or _leads_back(path)
+            yield inside, LINK_BACK if back else LINK_AGAIN
+            continue
+        read.add(here)
+        with _scan(path) as entries:
+            for entry in entries:
+                name = os.path.join(inside, entry.name)
+                if not _counts(entry.name):
+                    yield name, HIDDEN
+                elif is_folder(entry) and entry.is_symlink():
+                    heapq.heappush(links, name)
+                elif is_folder(entry):
+                    folders.append(name)
+                elif not is_file(entry):
+                    yield name, DEAD_LINK if entry.is_symlink() else NO_FILE
+                else:
+                    yield name, None if is_image(entry.name) else _kind(entry.name)
 
 
 def _above(path: str) -> frozenset[tuple[int, int]]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from vit_jax import class_names
+from vit_jax import class_names, limits
 from vit_jax.data.crop import Crop
 from vit_jax.data.sources.base import Source, open_source
 from vit_jax.data.sources.renumbered import RenumberedSource
@@ -57,6 +57,7 @@ class MixtureSource:
         if renumbered:
             described.append(sorted(renumbered.items()))
         self.fingerprint = hashlib.sha256(repr(described).encode()).hexdigest()[:16]
+        self.sample = ",".join(source.sample for source in self._sources)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -85,7 +86,11 @@ class MixtureSource:
 
 
 def open_mixture(
-    parts: Mapping[str, dict[str, Any]], *, data_dir: str | None, split: str
+    parts: Mapping[str, dict[str, Any]],
+    *,
+    data_dir: str | None,
+    split: str,
+    max_pixels: int = limits.IMAGE_PIXELS,
 ) -> MixtureSource:
     """Opens every part.
 
@@ -93,6 +98,7 @@ def open_mixture(
         parts: {name: keyword arguments of `open_part`}.
         data_dir: of the parts that name none.
         split: of the parts that name none.
+        max_pixels: of an image, see `decode`.
     """
     if not parts:
         raise UserError(
@@ -100,13 +106,17 @@ def open_mixture(
             "config.data.mixture.a.name and config.data.mixture.b.name in the recipe."
         )
     return MixtureSource(
-        {name: open_part(data_dir, split, **section) for name, section in parts.items()}
+        {
+            name: open_part(data_dir, split, max_pixels, **section)
+            for name, section in parts.items()
+        }
     )
 
 
 def open_part(
     default_data_dir: str | None,
     default_split: str,
+    max_pixels: int = limits.IMAGE_PIXELS,
     *,
     name: str,
     weight: float = 1.0,
@@ -121,6 +131,7 @@ def open_part(
     Args:
         default_data_dir: `config.data.data_dir`.
         default_split: `config.data.split`.
+        max_pixels: `config.data.max_pixels`.
         name: of the dataset, as in `config.data.name`.
         weight: its share of the examples, relative to the other parts' weights.
         data_dir: where it lies; default: as `config.data.data_dir`.
@@ -136,6 +147,7 @@ def open_part(
         image_key=image_key,
         label_key=label_key,
         held_out=holdout,
+        max_pixels=max_pixels,
     )
     return Part(source, weight)
 

@@ -7,10 +7,11 @@ from typing import BinaryIO
 
 import numpy as np
 
+from vit_jax import limits
 from vit_jax.data import splits
 from vit_jax.data.sources import convert
 from vit_jax.data.sources.arrays import ArraySource, Loaded, open_arrays
-from vit_jax.errors import ZIP_ERRORS, UserError
+from vit_jax.errors import NUMPY_ERRORS, ZIP_ERRORS, UserError
 
 # Words of the keys of images and of labels, in any case.
 _IMAGES = ("x", "image", "images", "img", "imgs", "data")
@@ -85,6 +86,10 @@ def _open(file: BinaryIO, path: str) -> np.lib.npyio.NpzFile:
         raise UserError(f"{path} is not a readable .npz file: {e}") from e
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise UserError(f"{path} is a single array; expected a .npz file with several.")
+    assert archive.zip is not None  # it is open
+    unpacked = sum(info.file_size for info in archive.zip.infolist())
+    limits.check_unpacked(path, os.path.getsize(path), unpacked)
+    limits.check_memory(path, unpacked)
     return archive
 
 
@@ -120,11 +125,14 @@ def _by_split(names: Sequence[str], words: Collection[str]) -> dict[str, str]:
 
 def _load(archive: np.lib.npyio.NpzFile, key: str, path: str) -> np.ndarray:
     try:
-        return archive[key]
-    except (*ZIP_ERRORS, OSError) as e:
+        array = archive[key]
+    except (*NUMPY_ERRORS, OSError) as e:
         if "allow_pickle" in str(e):
             raise UserError(
                 f"{path}: {key} holds Python objects, which may be code; save numbers, "
                 "or text with dtype=str."
             ) from e
         raise UserError(f"{path}: {key} cannot be read: {str(e)[:200]}") from e
+    if not isinstance(array, np.ndarray):  # NumPy gives the bytes of what is no .npy
+        raise UserError(f"{path}: {key} is no array as NumPy writes it.")
+    return array

@@ -38,6 +38,7 @@ class ArrayRecords:
         with ThreadPoolExecutor(_INDEX_THREADS) as pool:
             list(pool.map(_check_array_record, shards))
         self._shards = shards
+        self.files = [shard.path for shard in shards]
         self._ends = _ends(shards)
         self._readers: list[Any] = [None] * len(shards)
         self._lock = threading.Lock()
@@ -128,6 +129,7 @@ class TfRecords:
 
     def __init__(self, shards: Sequence[Shard]):
         self._shards = shards
+        self.files = [shard.path for shard in shards]
         self._ends = _ends(shards)
         self._offsets, self._lengths = _index(shards)
         self._files: dict[int, int] = {}

@@ -27,7 +27,7 @@ class RenumberedSource:
         self.num_classes: int | None = num_classes
         self.label_names: tuple[str, ...] | None = tuple(label_names)
         self.multi_hot = source.multi_hot
-        self.fingerprint = source.fingerprint
+        self.fingerprint, self.sample = source.fingerprint, source.sample
         self.in_memory = source.in_memory
         self.notes = source.notes
 

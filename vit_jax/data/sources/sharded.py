@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from vit_jax import limits
 from vit_jax.data import splits
 from vit_jax.data.sources.description import Label
 from vit_jax.data.sources.example import parse_example
@@ -30,7 +31,12 @@ _THREADS = 16
 
 
 def open_sharded(
-    data_dir: str, *, split: str, image_key: str | None, label_key: str | None
+    data_dir: str,
+    *,
+    split: str,
+    image_key: str | None,
+    label_key: str | None,
+    max_pixels: int = limits.IMAGE_PIXELS,
 ) -> TfdsSource:
     """Opens the array_record files of a folder; the first record tells what labels are.
 
@@ -61,6 +67,7 @@ def open_sharded(
         label=label,
         label_names=None,
         fingerprint=hashlib.sha256(described.encode()).hexdigest()[:16],
+        max_pixels=max_pixels,
     )
 
 

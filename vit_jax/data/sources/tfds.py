@@ -11,11 +11,12 @@ import re
 
 import numpy as np
 
+from vit_jax import limits
 from vit_jax.data import catalog, decode, splits
 from vit_jax.data.crop import Crop, cut
 from vit_jax.data.sources import description
 from vit_jax.data.sources.arrays import labels_are_sets
-from vit_jax.data.sources.base import BUILT_IN
+from vit_jax.data.sources.base import BUILT_IN, sample_of
 from vit_jax.data.sources.description import Label
 from vit_jax.data.sources.example import Feature, parse_example
 from vit_jax.data.sources.layout import is_folder
@@ -44,8 +45,11 @@ class TfdsSource:
         label_names: tuple[str, ...] | None,
         fingerprint: str,
         entry: catalog.Entry | None = None,
+        max_pixels: int = limits.IMAGE_PIXELS,
     ):
         """`entry` tells of labels that are computed, and of pixels that are changed."""
+        self._max_pixels = max_pixels
+        self.sample = sample_of(len(records.files), records.files.__getitem__)
         self.name = folder
         self.fingerprint = fingerprint
         self.label_names = label_names
@@ -88,11 +92,15 @@ class TfdsSource:
         if missing or len(image) != 1 or isinstance(image, np.ndarray):
             what = " and ".join(missing) or self._image_key
             raise self._error(index, f'holds no single "{what}"')
-        where = self.describe(index)
-        if self._pixels is None:
-            pixels = decode.decode(image[0], where=where, crop=crop)
-        else:
-            pixels = cut(self._pixels(decode.decode(image[0], where=where)), crop)
+        changed = self._pixels is not None  # of all of them
+        pixels = decode.decode(
+            image[0],
+            where=self.describe(index),
+            crop=None if changed else crop,
+            max_pixels=self._max_pixels,
+        )
+        if self._pixels is not None:
+            pixels = cut(self._pixels(pixels), crop)
         label = example.get(self._label_key, np.zeros(0, np.int64))
         return pixels, self._class_or_vector(index, label)
 
@@ -135,6 +143,7 @@ def open_tfds(
     split: str,
     image_key: str | None,
     label_key: str | None,
+    max_pixels: int = limits.IMAGE_PIXELS,
 ) -> TfdsSource:
     """Opens a dataset that TFDS prepared under data_dir.
 
@@ -149,6 +158,7 @@ def open_tfds(
         label_key: a ClassLabel or integer; a sequence of ClassLabels, which becomes
             multi-hot, also those in a sequence of features, such as "objects/label";
             or a vector of numbers. Default: as in the catalog, else "label".
+        max_pixels: of an image, see `decode`.
 
     Raises:
         UserError: whatever is missing, or is in a format that is not read.
@@ -180,6 +190,7 @@ def open_tfds(
         label_names=label_names,
         fingerprint=hashlib.sha256(described.encode()).hexdigest()[:16],
         entry=entry,
+        max_pixels=max_pixels,
     )
 
 

@@ -1,0 +1,53 @@
+"""A directory of checkpoints that is moved away in mid-run is told at once."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import cli
+from vit_jax.checkpoints import Checkpoints
+from vit_jax.observer import Observer
+
+ARGS = (
+    f"--config={cli.EVERYTHING}",
+    "--config.total_steps=12",
+    "--config.checkpoint.every=6",
+    "--config.checkpoint.best=none",
+    "--config.evals.test=none",
+)
+
+
+@pytest.mark.parametrize("there", ["nothing", "another"])
+def test_during_a_save(
+    there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No half checkpoint gets its name, and the run does not go on to the next save."""
+    directory = tmp_path / "checkpoints"
+    save, push = Checkpoints.save, Observer.push
+    runs: list[Checkpoints] = []
+
+    def saving(self: Checkpoints, state) -> None:
+        runs.append(self)
+        save(self, state)
+
+    def moving(self: Checkpoints) -> None:  # while Orbax's thread writes
+        directory.rename(tmp_path / "away")
+        if there == "another":  # as TensorStore makes it again
+            (directory / "6.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
+        write_manifest(self)
+
+    def pushing(self: Observer, step: int, scalars: dict) -> None:
+        push(self, step, scalars)
+        while step == 8 and runs[0]._manager.is_saving_in_progress():
+            time.sleep(0.01)
+
+    write_manifest = Checkpoints._write_manifest
+    monkeypatch.setattr(Checkpoints, "save", saving)
+    monkeypatch.setattr(Checkpoints, "_write_manifest", moving)
+    monkeypatch.setattr(Observer, "push", pushing)
+    output = cli.call(*ARGS, f"--workdir={tmp_path}", expect=2)
+    assert "Traceback" not in output
+    assert output.count("checkpoints was moved, removed or replaced") == 1
+    assert cli.saved_steps(tmp_path) == []
+    assert len(cli.metric_lines(tmp_path)) in (7, 8)
