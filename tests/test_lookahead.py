@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ ARGS = (
 )
 
 
-def numbers(end: int, error: Exception | None = None) -> Iterator[int]:
+def numbers(end: int, error: Exception | None = None) -> Generator[int, None, None]:
     yield from range(end)
     if error is not None:
         raise error
@@ -34,7 +34,7 @@ def numbers(end: int, error: Exception | None = None) -> Iterator[int]:
 def test_one_is_read_ahead() -> None:
     read, put = [], []
 
-    def noted() -> Iterator[int]:
+    def noted() -> Generator[int, None, None]:
         for number in range(4):
             read.append(number)
             yield number
@@ -90,7 +90,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_save_before_they_end(
     ending: str, victim: int, whole: Path, tmp_path: Path
 ) -> None:
-    """A worker of one is killed; or is stopped, and a signal comes to the other."""
+    """A worker of one is killed; or is stopped, and the other gets a signal."""
     args = (*ARGS, f"--workdir={tmp_path}")
     processes = cli.start_many(
         2, *args, own=lambda i: ["--config.data.num_workers=1"] if i == victim else []
@@ -110,8 +110,7 @@ def test_all_save_before_they_end(
     else:
         os.kill(worker, signal.SIGSTOP)
         time.sleep(3)
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
+        processes[1 - victim].send_signal(signal.SIGTERM)
         codes, outputs = cli.ends(processes)
         assert codes == [75, 75], outputs
     assert not any("Traceback" in output for output in outputs), outputs
