@@ -17,6 +17,17 @@ from vit_jax.errors import UserError
 from vit_jax.launch import accelerators, command, job, manifests
 from vit_jax.launch.kubernetes import Workload
 
+# Numbers of Kubernetes' objects have 32 bits.
+_LEAST = {
+    "slices": 1,
+    "nodes": 1,
+    "gpus": 1,
+    "chips_per_host": 1,
+    "grace": 1,
+    "max_restarts": 0,
+    "poll": 0.1,
+}
+_MOST = 2**31 - 1
 # A JobSet's pods are called NAME-slice-SLICE-HOST-xxxxx, in at most 63 letters.
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 
@@ -73,15 +84,16 @@ def main(argv: Sequence[str]) -> int:
 
 def objects(run: job.Job, flags: argparse.Namespace) -> list[manifests.Object]:
     """The Kubernetes objects that the flags ask for, the workload itself last."""
+    if not flags.image:
+        raise UserError("--image is needed; with --build it is built from here")
+    for name, least in _LEAST.items():
+        value = getattr(flags, name)
+        if value is not None and not least <= value <= _MOST:
+            raise UserError(f"--{name}={value}: at least {least}, at most {_MOST:,}")
     if bool(flags.topology) == bool(flags.gpus):
         raise UserError(
             "give either --topology=v5e:4x4 (TPUs) or --gpus=8 (GPUs of a node)"
         )
-    if not flags.image:
-        raise UserError("--image is needed; with --build it is built from here")
-    for name in ("slices", "nodes", "grace"):
-        if getattr(flags, name) < 1:
-            raise UserError(f"--{name}={getattr(flags, name)}: at least 1")
     settings = manifests.Settings(
         name=checked_name(flags.name) if flags.name else default_name(run),
         image=flags.image,

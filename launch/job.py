@@ -21,7 +21,7 @@ from typing import NoReturn
 from etils import epath
 
 from vit_jax import config as configs
-from vit_jax import errors, workdirs
+from vit_jax import errors, streams, workdirs
 from vit_jax import flags as command_line
 
 # Exit codes that the same command would only give again: done, an error in the input,
@@ -223,5 +223,16 @@ class Restarts:
 
 
 def run_main(main: Callable[[Sequence[str]], int]) -> int:
-    """Runs a launcher on sys.argv; returns its code. A UserError is one message."""
-    return command_line.run(None, sys.argv[1:], lambda: main(sys.argv[1:]))
+    """Runs a launcher on sys.argv; returns its code. A UserError is one message.
+
+    A terminal that is gone, or a full disk behind stdout, is no reason to leave what
+    has been started.
+    """
+    argv = sys.argv[1:]
+    printed = {"--dry_run", "--help", "-h"} & set(argv)  # what was asked for is text
+
+    def run() -> int:
+        with contextlib.nullcontext() if printed else streams.lasting():
+            return main(argv)
+
+    return command_line.run(None, argv, run)

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from vit_jax import streams
+from vit_jax import limits, streams
 from vit_jax.authentication import RUN_KEY, new_key
 from vit_jax.errors import (
     NonFiniteLossError,
@@ -91,8 +91,14 @@ def device_variables(
     Raises:
       UserError: if there are not enough, or if they cannot be shared.
     """
-    if processes < 1 or (per_process is not None and per_process < 1):
-        raise UserError("--processes and --devices_per_process must be at least 1")
+    for flag, value in (
+        ("processes", processes),
+        ("devices_per_process", per_process),
+    ):
+        if value is not None and not 1 <= value <= limits.WORKERS:
+            raise UserError(
+                f"--{flag}={value} must be at least 1, and at most {limits.WORKERS:,}"
+            )
     if processes == 1 and per_process is None:
         return [{}]
     platform = environment.get("JAX_PLATFORMS", "").partition(",")[0]

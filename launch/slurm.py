@@ -10,6 +10,7 @@ does after a crash or the loss of a node. What it prints goes to DIR/slurm.log.
 import argparse
 import dataclasses
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -77,6 +78,10 @@ exit $code
 
 _LIMIT = 5  # restarts in a row without a new checkpoint
 _WAIT = 300  # seconds that the other tasks have when one has ended
+# Minutes, with seconds or hours and seconds; days and hours; as `man sbatch` says.
+_TIME = re.compile(
+    r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|unlimited|infinite", re.IGNORECASE
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +195,11 @@ def script(jobs: Sequence[job.Job], options: Options) -> str:
     for name in counts:
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"--{name}={value} must be at least 1")
+    if options.time is not None and not _TIME.fullmatch(options.time):
+        raise UserError(
+            f"--time={options.time}: expected a limit as Slurm takes it, such as "
+            "8:00:00, 1-12 (days and hours) or 90 (minutes)"
+        )
     jobs = [absolute(run) for run in jobs]
     tasks = options.nodes * tasks_per_node(options)
     cases = [

@@ -1,11 +1,15 @@
 """What all commands share: help for every flag, output that cannot fail, mistakes."""
 
+import contextlib
 import importlib
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from tests import cli
@@ -127,3 +131,52 @@ def test_output_of_another_encoding_is_no_traceback() -> None:
         assert done.returncode == 2
         assert done.stderr.startswith(b"error: --config=\\udcff"), done.stderr
         assert done.stderr.count(b"\n") == 1
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workdir with a checkpoint, and a picture in it."""
+    workdir = tmp_path_factory.mktemp("trained")
+    args = ("--config.total_steps=2", "--config.optim.warmup_steps=1")
+    cli.call(f"--config={cli.EVERYTHING}", *args, f"--workdir={workdir}")
+    picture = np.zeros((28, 28, 3), np.uint8)
+    assert cv2.imwrite(f"{workdir}/picture.png", picture)
+    return workdir
+
+
+CONFIG = f"--config={cli.EVERYTHING}"
+PREDICT = ["predict", "--checkpoint={trained}", "{trained}/picture.png"]
+CONVERT = ["convert", "{trained}", "{trained}/written.npz", "--to=npz"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["main", "--print_config", CONFIG],
+        ["data.check", CONFIG, "--output={folder}"],
+        ["data.catalog"],
+        ["launch.gke", "--help"],
+        pytest.param(PREDICT, marks=pytest.mark.slow),
+        pytest.param([*PREDICT, "--json"], marks=pytest.mark.slow),
+        pytest.param(CONVERT, marks=pytest.mark.slow),
+        pytest.param(["plan", CONFIG, "--topology=local"], marks=pytest.mark.slow),
+        pytest.param(["fsck", "{trained}"], marks=pytest.mark.slow),
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_a_full_disk_behind_stdout_is_one_message(
+    argv: list[str], request: pytest.FixtureRequest, tmp_path: Path, capsys
+) -> None:
+    names = {"folder": tmp_path}
+    if any("{trained}" in text for text in argv):
+        names["trained"] = request.getfixturevalue("trained")
+        capsys.readouterr()
+    name, *given = (text.format(**names) for text in argv)
+    with open("/dev/full", "w") as full, contextlib.redirect_stdout(full):
+        assert call(name, *given) == 2
+        full.flush()  # as Python does at the end: nothing is left to write
+    (message,) = re.findall(r"^error: .*", capsys.readouterr().err, re.M)
+    assert message == (
+        "error: stdout cannot be written (No space left on device), so the results "
+        "are not complete: free space there, or send them elsewhere (> FILE)"
+    )

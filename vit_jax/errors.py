@@ -67,6 +67,12 @@ class OutOfMemory(UserError):
     """What was asked for does not fit into the memory of the devices."""
 
 
+class Unwritable(Stop, OSError):
+    """stdout cannot be written; no fault of what was being read or checked."""
+
+    exit_code = 2
+
+
 class NonFiniteLossError(Stop):
     """The loss or the update became NaN or infinite."""
 

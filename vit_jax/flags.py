@@ -113,30 +113,26 @@ def run(doc: str | None, argv: Sequence[str], command: Callable[[], int | None])
     streams.fill_closed()
     show_anything()
     try:
-        try:
-            code = _told(doc, argv, command)
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+        return _told(doc, argv, command)
     except BrokenPipeError:
         # Who read the output is gone, as `head` is: nobody is left to be told, and
         # Python would complain when it flushes at the end.
         streams.settle()
         return _BROKEN_PIPE
-    return code
 
 
 def _told(
     doc: str | None, argv: Sequence[str], command: Callable[[], int | None]
 ) -> int:
-    if doc is not None and ("--help" in argv or "-h" in argv):
-        print(doc.strip())
-        return 0
-    if list(argv) == ["--version"]:  # with a value, it is a dataset's
-        print(f"vit_jax {__version__}")
-        return 0
     try:
-        return command() or 0
+        with streams.checked():
+            if doc is not None and ("--help" in argv or "-h" in argv):
+                print(doc.strip())
+                return 0
+            if list(argv) == ["--version"]:  # with a value, it is a dataset's
+                print(f"vit_jax {__version__}")
+                return 0
+            return command() or 0
     except errors.Stop as stop:
         streams.say(f"{stop.label}: {stop}", error=True)
         streams.settle()

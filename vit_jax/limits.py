@@ -46,6 +46,9 @@ ARCHIVE_SLACK = 64 * 2**20
 # Processes that read data on one machine, and threads of each.
 WORKERS = 1024
 
+# Trials of a sweep, each a run of its own.
+TRIALS = 100_000
+
 # A line of a table, characters. Python's csv module takes cells of 131,072.
 LINE = 2**24
 

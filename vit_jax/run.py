@@ -7,7 +7,7 @@ values and objects; nobody reads a config.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -23,6 +23,7 @@ from vit_jax import (
     preemption,
     progress,
     sharding,
+    steps,
     waiting,
     workdirs,
 )
@@ -33,11 +34,12 @@ from vit_jax.data.shapes import DataShape
 from vit_jax.distillation import Distillation, Teacher
 from vit_jax.errors import Preempted, UserError
 from vit_jax.evaluators import EVALUATORS, Classification, Evaluator, Result
+from vit_jax.lookahead import Batches
 from vit_jax.mixing import Mixing
 from vit_jax.program import Program
 from vit_jax.state import TrainState
 from vit_jax.timing import StepTimer
-from vit_jax.votes import Votes
+from vit_jax.votes import OutOfData, Votes
 
 
 class Run:
@@ -309,13 +311,26 @@ class Run:
 
     def batches(
         self, start_step: int, found: list[datasets.Skipped] | None = None
-    ) -> Any:
+    ) -> Batches:
         """Global batches on the devices, for the steps after `start_step`.
 
         What this process had to skip in them is added to `found`.
 
         A signal ends them early if the next one is not there.
         """
+
+        def put(read: tuple[datasets.Batch, list[datasets.Skipped]]) -> steps.Batch:
+            batch, skipped = read
+            if found is not None:
+                found.extend(skipped)
+            return sharding.put_batch(batch, self.batch_sharding, self.batch_size)
+
+        return Batches(self._read(start_step), put, ahead=not distributed.alone())
+
+    def _read(
+        self, start_step: int
+    ) -> Generator[tuple[datasets.Batch, list[datasets.Skipped]], None, None]:
+        """Batches in the memory of the host, and what was skipped in each."""
         batches = self.dataset.train_batches(
             batch_size=self.batch_size,
             seed=self.seed,
@@ -336,10 +351,9 @@ class Run:
                     raise
                 if batch is None:
                     return
-                if found is not None:
-                    found += batches.skipped
+                skipped = list(batches.skipped)
                 batches.skipped.clear()
-                yield sharding.put_batch(batch, self.batch_sharding, self.batch_size)
+                yield batch, skipped
 
     def pauses_at(self, step: int) -> bool:
         """Whether something besides training is due after this step."""
@@ -361,9 +375,13 @@ class Run:
           save: called if a save is asked for, on all processes alike.
 
         Raises:
+          OutOfData: if one of several processes has no more batches to train on, on
+            all alike.
           Preempted: if a signal to stop has arrived, on all processes alike.
         """
         vote = self.votes.ask()
+        if vote.lost:
+            raise OutOfData
         if vote.stop:
             raise Preempted
         if vote.save and save is not None:

@@ -14,6 +14,7 @@ from vit_jax import (
     devices,
     distributed,
     initial,
+    lookahead,
     metrics,
     preemption,
     provenance,
@@ -36,7 +37,7 @@ from vit_jax.observer import Observer, Scalars, Tracer
 from vit_jax.run import Run
 from vit_jax.state import TrainState
 from vit_jax.timing import RunClock
-from vit_jax.votes import NOTHING, Vote
+from vit_jax.votes import NOTHING, OutOfData, Vote
 
 # Called by the first process once nothing can be refused any more; see `train_from`.
 Begin = Callable[[Run, int, list[str]], None]
@@ -217,6 +218,7 @@ def train(
         batch = next(batches, None)
     with (
         contextlib.closing(batches),
+        lookahead.ends_together(batches, saved.wait),
         contextlib.closing(Tracer(workdir, profile)) as tracer,
         jax.transfer_guard("disallow"),
     ):
@@ -233,11 +235,15 @@ def train(
                 with timer.waiting():
                     batch = next(batches, None)  # None: the last, or a signal came
             except (OSError, Stop):
-                if distributed.alone():  # the others have begun the next step
+                if distributed.alone():  # of several, see `lookahead`
                     position.step, line = step, observer.drain()
                     save_unfinished(run, state, saved, observer, line)
                 raise
-            vote = run.votes.ask()
+            vote = run.votes.ask(lost=batches.failure is not None)
+            if vote.lost:
+                position.step, line = step, observer.drain()
+                save_unfinished(run, state, saved, observer, line)
+                raise OutOfData
             if run.pauses_at(step) or saved.due(step) or any(vote):
                 # From here on this step is known to be good: never save a bad one.
                 position.step, line = step, observer.drain()
@@ -278,6 +284,7 @@ def finish_step(
 
     Raises:
       Preempted: after a signal, with the state being saved.
+      OutOfData: likewise, if a process has no more data to train on.
       NonFiniteLossError: from an evaluation; the state is not saved.
     """
     position, step = saved.position, saved.position.step
@@ -291,9 +298,11 @@ def finish_step(
 
     with observer.timer.pause():
         try:
+            if run.pauses_at(step) and not distributed.alone():
+                run.check(save_owing)  # before it needs data that may not be there
             evaluated = run.evaluate(state, step, lambda: run.check(save_owing))
-        except (Preempted, WorkerLost) as error:
-            if isinstance(error, Preempted) or distributed.alone():
+        except (Preempted, OutOfData, WorkerLost) as error:
+            if not isinstance(error, WorkerLost) or distributed.alone():
                 save_owing()
             raise
         except NonFiniteLossError as error:
@@ -323,6 +332,8 @@ def finish_step(
         if saved.due(step) or best or any(vote) or owed or last:
             observer.flush()
             saved.save(state)
+        if vote.lost:
+            raise OutOfData
         if stop:
             raise Preempted
 

@@ -1,6 +1,7 @@
 """Whether to stop or to save, decided so that all processes do it at the same step."""
 
 import collections
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -17,13 +18,19 @@ class Vote(NamedTuple):
     Attributes:
       stop: to save and to stop.
       save: to save and to go on.
+      lost: that it has no more data: to save and to end.
     """
 
     stop: bool
     save: bool
+    lost: bool = False
 
 
 NOTHING = Vote(stop=False, save=False)
+
+
+class OutOfData(Exception):
+    """Raised on all processes alike when one has voted that it has no more data."""
 
 
 class Votes:
@@ -47,21 +54,26 @@ class Votes:
         ballots = NamedSharding(mesh, PartitionSpec("devices"))
         self._ballot = {
             vote: jax.make_array_from_callback(
-                (mesh.size, 2), ballots, lambda _, v=vote: np.array([v])
+                (mesh.size, len(vote)), ballots, lambda _, v=vote: np.array([v])
             )
-            for vote in (Vote(a, b) for a in (False, True) for b in (False, True))
+            for vote in itertools.starmap(
+                Vote, itertools.product((False, True), repeat=len(NOTHING))
+            )
         }
         whole = NamedSharding(mesh, PartitionSpec())
         count: Any = jax.jit(lambda x: jnp.any(x, axis=0), out_shardings=whole)
         self._count = count.lower(self._ballot[NOTHING]).compile()
 
-    def ask(self) -> Vote:
-        """What any process had been told at the call before."""
-        mine = Vote(preemption.requested(), preemption.take_save_request())
+    def ask(self, *, lost: bool = False) -> Vote:
+        """What any process had been told at the call before.
+
+        Args:
+          lost: whether this process has no more data; of several processes only.
+        """
+        mine = Vote(preemption.requested(), preemption.take_save_request(), lost)
         if self._alone:
             return mine
         self._started.append(self._count(self._ballot[mine]))
         if len(self._started) < 2:
             return NOTHING
-        stop, save = jax.device_get(self._started.popleft()).tolist()
-        return Vote(stop, save)
+        return Vote(*jax.device_get(self._started.popleft()).tolist())

@@ -10,9 +10,9 @@ from vit_jax import distributed, preemption
 from vit_jax.errors import PeerLost, Preempted
 
 _POLL_SECONDS = 0.05
-# Of several processes one alone cannot stop: the others have begun the next step, and
-# wait for it. If the batch comes after all, they stop together.
-_PATIENCE_SECONDS = 20.0
+# Of several processes one alone cannot stop, and the others wait for it: see
+# `vit_jax.lookahead`. If the batch comes after all, they stop together.
+_PATIENCE_SECONDS = 10.0
 # One process need not wait, but most batches come soon; and a worker that is starting
 # would complain of a parent that is gone.
 _PATIENCE_ALONE_SECONDS = 6.0

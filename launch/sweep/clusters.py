@@ -25,10 +25,22 @@ def command(trial: Trial, flags: argparse.Namespace) -> list[str]:
     line = trial.job.command()
     if flags.launcher == "local":
         return line
-    given = shlex.split(flags.launcher_args)
+    given = launcher_args(flags)
     main = line.index("vit_jax.main")
     launcher = [*line[:main], f"vit_jax.launch.{flags.launcher}"]
     return [*launcher, *line[main + 1 :], *given, *LAUNCHERS[flags.launcher]]
+
+
+def launcher_args(flags: argparse.Namespace) -> list[str]:
+    """The flags in `--launcher_args`, as a shell would part them.
+
+    Raises:
+      UserError: if a quote is not closed.
+    """
+    try:
+        return shlex.split(flags.launcher_args)
+    except ValueError as error:
+        raise UserError(f"--launcher_args={flags.launcher_args}: {error}") from error
 
 
 def submit_to_slurm(
@@ -64,7 +76,7 @@ def slurm_options(flags: argparse.Namespace) -> slurm.Options:
     """What `--launcher_args` and `--parallel` ask of Slurm."""
     parser = job.Parser("slurm", None)
     slurm.add_flags(parser)
-    given = parser.parse_args(shlex.split(flags.launcher_args))
+    given = parser.parse_args(launcher_args(flags))
     return slurm.read_flags(given, parallel=flags.parallel)
 
 

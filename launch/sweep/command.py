@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from vit_jax import config as configs
-from vit_jax import recipes, workdirs
+from vit_jax import limits, recipes, workdirs
 from vit_jax.errors import Preempted, UserError, did_you_mean
 from vit_jax.launch import job
 from vit_jax.launch.sweep import (
@@ -155,8 +155,13 @@ def parse(argv: Sequence[str]) -> tuple[job.Job, argparse.Namespace]:
     if flags.launcher == "local" and flags.launcher_args:
         raise UserError("--launcher_args: --launcher=local takes none")
     for name in ("parallel", "random", "optuna"):
-        if (value := getattr(flags, name)) is not None and value < 1:
-            raise UserError(f"--{name}={value}: it should be at least 1")
+        value = getattr(flags, name)
+        if value is not None and not 1 <= value <= limits.TRIALS:
+            raise UserError(
+                f"--{name}={value}: it should be at least 1, and at most "
+                f"{limits.TRIALS:,}"
+            )
+    clusters.launcher_args(flags)
     check_points(flags)
     return base, flags
 

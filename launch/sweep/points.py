@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from vit_jax import config as configs
+from vit_jax import limits
 from vit_jax.errors import UserError, did_you_mean
 
 Point = dict[str, str]
@@ -29,6 +30,11 @@ def grid(flags: Iterable[str]) -> list[Point]:
         if key in axes:
             raise UserError(f"--grid {flag}: config.{key} has a grid already")
         axes[key] = split(text)
+    if (count := math.prod(map(len, axes.values()))) > limits.TRIALS:
+        raise UserError(
+            f"the flags --grid are of {count:,} points together: a sweep has at most "
+            f"{limits.TRIALS:,}; --random takes some of them"
+        )
     return [
         dict(zip(axes, values, strict=True))
         for values in itertools.product(*axes.values())
@@ -131,7 +137,7 @@ def _distribution(flag: str, text: str) -> Distribution:
     except ValueError:
         raise UserError(f"--sample {flag}: it should be {kind}:LOW:HIGH") from None
     whole = low.is_integer() and high.is_integer()
-    if not (low < high < math.inf) or (kind == "log" and low <= 0):
+    if not (-math.inf < low < high < math.inf) or (kind == "log" and low <= 0):
         above = "0 < LOW < HIGH" if kind == "log" else "LOW < HIGH"
         raise UserError(f"--sample {flag}: {above} does not hold")
     if kind == "int" and not whole:

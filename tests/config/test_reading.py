@@ -160,6 +160,8 @@ def test_values_that_no_key_takes(tmp_path: Path) -> None:
         ("model.width", "1e6", "of memory: choose a smaller model"),
         ("model.depth", "1e9", "should be at most 4,096"),
         ("model.registers", "1e6", "should be at most 4,096"),
+        ("model.layer_norm_epsilon", "1e30", "must be above 0, and at most 1"),
+        ("data.max_pixels", "1e12", "max_pixels=1000000000000; expected 1 to"),
         ("data.image_size", "1e8", "expected pixels, or"),
         ("data.train.padding", "100000", "expected pixels, 0 to 16,384"),
         ("data.train.repeats", "1e18", "expected 1 to"),

@@ -344,5 +344,6 @@ def test_the_cpu_can_be_asked_for() -> None:
 def test_devices_that_cannot_be_shared_are_refused() -> None:
     with pytest.raises(UserError, match="JAX_PLATFORMS=tpu"):
         local.device_variables(2, None, {"JAX_PLATFORMS": "tpu"})
-    with pytest.raises(UserError, match="at least 1"):
-        local.device_variables(0, None, {})
+    for processes, each in ((0, None), (100_000, None), (2, 0), (2, 100_000)):
+        with pytest.raises(UserError, match=r"at least 1, and at most 1,024"):
+            local.device_variables(processes, each, {})

@@ -206,6 +206,8 @@ def test_a_refusal_is_shown(
         (slurm.Options(nodes=0), "/x", "--nodes=0 must be at least 1"),
         (slurm.Options(tasks_per_node=0), "/x", "--tasks_per_node=0 must be"),
         (slurm.Options(sbatch=("qos=high",)), "/x", "write --sbatch=--qos=high"),
+        (slurm.Options(time="-5"), "/x", "--time=-5: expected a limit as Slurm"),
+        (slurm.Options(time="8h"), "/x", "--time=8h: expected a limit as Slurm"),
         (slurm.Options(partition="a\nb"), "/x", "line break"),
         (slurm.Options(), "/x\\y", "drops a backslash"),
         (slurm.Options(), "gs://bucket/x", "a directory that all nodes share"),
@@ -216,6 +218,16 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=expected):
         slurm.script([job.Job("configs/quickstart.py", workdir)], options)
+
+
+@pytest.mark.parametrize(
+    "limit", ["90", "90:30", "8:00:00", "1-12", "1-12:30", "1-12:30:15", "UNLIMITED"]
+)
+def test_limits_of_time_are_those_of_sbatch(limit: str) -> None:
+    """As its manual lists them."""
+    run = job.Job("configs/quickstart.py", "/x")
+    text = slurm.script([run], slurm.Options(time=limit))
+    assert f"#SBATCH --time={limit}\n" in text
 
 
 def test_without_slurm_it_says_so(

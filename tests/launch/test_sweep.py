@@ -128,7 +128,7 @@ def check_settings(sweep: Path, rows: list[dict[str, str]]) -> None:
     assert means == sorted(means, reverse=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_it_and_its_trials(
     number: signal.Signals, tmp_path: Path, sweep: Path
 ) -> None:
@@ -379,6 +379,17 @@ def test_slurm_gets_an_array_of_what_is_left(tmp_path: Path, sweep: Path) -> Non
         (["--grid=config.seed=0", "--launcher_args=--x"], "takes none"),
         (["--grid=config.seed=0", "--optuna=2"], "--optuna chooses"),
         (["--random=2"], "at least one --sample"),
+        (["--random=1000000000"], "--random=1000000000: it should be at least 1, and"),
+        (["--grid=config.seed=0", "--parallel=1000000000"], "at most 100,000"),
+        (
+            [f"--grid=config.{k}={','.join('1' * 400)}" for k in ("seed", "log_every")],
+            "of 160,000 points together: a sweep has at most 100,000",
+        ),
+        (["--random=2", "--sample=config.ema=uniform:-inf:0"], "LOW < HIGH does not"),
+        (
+            ["--grid=config.seed=0", "--launcher=slurm", '--launcher_args="'],
+            '--launcher_args=": No closing quotation',
+        ),
         (["--sample=config.seed=int:0:1"], "--random N or --optuna N"),
         (["--config=configs/quickstart.py"], "nothing to sweep over"),
     ],

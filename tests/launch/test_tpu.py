@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -201,10 +202,10 @@ def test_kept_slices_are_taken_again(cloud, capfd):
     assert cloud["installed"] == 1, "the same code is installed once"
 
 
-def test_ctrl_c_saves_and_deletes(cloud):
-    cloud.will(step_seconds=1.5)
+def signalled(cloud: Cloud, number: signal.Signals, *, before: Sequence[str] = ()):
+    """A launcher that has got a signal after the second step."""
     launcher = subprocess.Popen(
-        [sys.executable, "-m", "vit_jax.launch.tpu", *arguments(cloud)],
+        [*before, sys.executable, "-m", "vit_jax.launch.tpu", *arguments(cloud)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -212,12 +213,38 @@ def test_ctrl_c_saves_and_deletes(cloud):
     while not (cloud.workdir / "checkpoints" / "2").exists():
         assert launcher.poll() is None
         time.sleep(0.02)
-    launcher.send_signal(signal.SIGINT)
+    launcher.send_signal(number)
+    return launcher
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_deletes(cloud, number: signal.Signals):
+    cloud.will(step_seconds=1.5)
+    launcher = signalled(cloud, number)
     output, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 75, output
     assert "exited with 75" in output
     assert "run1: deleted" in output
     assert not (cloud.workdir / "finished").exists()
+
+
+def test_a_terminal_that_is_closed_saves_and_deletes(cloud):
+    """It sends SIGHUP, and then nothing can be printed."""
+    cloud.will(step_seconds=1.5)
+    launcher = signalled(cloud, signal.SIGHUP)
+    assert launcher.stdout is not None
+    launcher.stdout.close()
+    assert launcher.wait(timeout=60) == 75
+    assert cloud["created"] == cloud["deleted"] == 1
+    assert not (cloud.workdir / "finished").exists()
+
+
+def test_nohup_keeps_sighup_away(cloud):
+    cloud.will(step_seconds=0.2)
+    launcher = signalled(cloud, signal.SIGHUP, before=["nohup"])
+    output, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 0, output
+    assert_done(cloud, created=1)
 
 
 @pytest.mark.slow

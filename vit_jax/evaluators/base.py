@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from vit_jax import (
     bad_examples,
+    checks,
     class_names,
     distributed,
     sharding,
@@ -217,9 +218,10 @@ class Examples:
           batch_size: global.
           data: keys of `config.data` that differ for this evaluation.
         """
-        if batch_size is not None and batch_size < 1:
+        if batch_size is not None and not 1 <= batch_size <= checks.LARGEST_COUNT:
             raise UserError(
-                f"{where}.batch_size is {batch_size}: it should be at least 1"
+                f"{where}.batch_size is {batch_size}: it should be at least 1, and at "
+                f"most {checks.LARGEST_COUNT:,}"
             )
         for key in ("split", "train"):
             if key in data:

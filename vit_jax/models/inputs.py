@@ -17,10 +17,10 @@ def check_capture(names: Collection[str], valid: Collection[str]) -> None:
 
 
 def check_epsilons(model: Any) -> None:
-    """Refuses what is added to a variance and is not above 0."""
+    """Refuses what is added to a variance and is not above 0, or hides it."""
     for key in ("layer_norm_epsilon", "group_norm_epsilon"):
-        if (value := getattr(model, key, 1.0)) <= 0.0:
-            raise UserError(f"model.{key}={value} must be above 0")
+        if not 0.0 < (value := getattr(model, key, 1.0)) <= 1.0:
+            raise UserError(f"model.{key}={value} must be above 0, and at most 1")
 
 
 def check_images(images: jax.Array, patch: tuple[int, int]) -> None:

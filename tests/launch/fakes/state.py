@@ -20,7 +20,9 @@ def locked() -> Iterator[dict[str, Any]]:
         try:
             yield state
         finally:  # a refusal ends the process
-            (CLOUD / "state.json").write_text(json.dumps(state, indent=1))
+            new = CLOUD / "state.json.new"  # tests read without the lock
+            new.write_text(json.dumps(state, indent=1))
+            new.replace(CLOUD / "state.json")
 
 
 def scenario() -> dict[str, Any]:

@@ -66,6 +66,8 @@ _PROCESSORS: dict[str, tuple[Any, Json, int | None, int, bool]] = {
     "Bit": (_CLIP, {"shortest_edge": 224}, 224, 3, False),
     "CLIP": (_CLIP, {"shortest_edge": 224}, 224, 3, False),
 }
+# Of a number; pixels are up to 255 or 65,535, and rescaled to 0..1.
+_LEAST, _MOST = 1e-6, 1e6
 # Of a file that names none, by the model's type.
 _OF_MODEL = {
     "vit": "ViT",
@@ -177,8 +179,8 @@ class _Reader:
 
     def number(self, key: str, default: float) -> float:
         value = self.get(key, default)
-        if not _is_number(value) or value < 0 or (value == 0 and key != "resample"):
-            self.refuse(key, "a number above 0")
+        if not _is_number(value) or value < (0 if key == "resample" else _LEAST):
+            self.refuse(key, f"a number above 0, at least {_LEAST:g}")
         return value
 
     def word(self, key: str, default: str, choices: tuple[str, ...]) -> str:
@@ -203,8 +205,8 @@ class _Reader:
 
     def std(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
         value = self.numbers(key, default, 3)
-        if min(value) <= 0:
-            self.refuse(key, "3 numbers above 0")
+        if min(value) < _LEAST:
+            self.refuse(key, f"3 numbers above 0, at least {_LEAST:g}")
         return value
 
     def side(self, key: str, value: Any) -> int:
@@ -230,7 +232,7 @@ def _is_number(value: Any) -> bool:
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)
-        and math.isfinite(value)
+        and abs(value) < _MOST  # an integer of JSON may be too large for a float
     )
 
 
