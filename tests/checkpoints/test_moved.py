@@ -51,3 +51,19 @@ def test_during_a_save(
     assert output.count("checkpoints was moved, removed or replaced") == 1
     assert cli.saved_steps(tmp_path) == []
     assert len(cli.metric_lines(tmp_path)) in (7, 8)
+
+
+@pytest.mark.slow
+def test_of_one_of_two_processes(tmp_path: Path) -> None:
+    """The other waits for it, in a thread of Orbax, and would for ever."""
+    args = (*ARGS, "--config.total_steps=40", f"--workdir={tmp_path}")
+    processes = cli.start_many(2, *args)
+    directory = tmp_path / "checkpoints"
+    while not list(directory.glob("*.orbax-checkpoint-tmp*")):
+        assert all(p.poll() is None for p in processes), cli.ends(processes)
+        time.sleep(0.001)
+    directory.rename(tmp_path / "away")
+    codes, outputs = cli.ends(processes)
+    assert codes == [2, 76], outputs
+    assert "was moved, removed or replaced" in outputs[0]
+    assert not any("Traceback" in output for output in outputs)

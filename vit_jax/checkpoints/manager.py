@@ -18,6 +18,8 @@ import dataclasses
 import json
 import math
 import operator
+import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -106,7 +108,8 @@ class Checkpoints:
         self._config, self._label_names = config, label_names
         self._saving = 0  # the step that is being written
         self._begun_in: tuple[int, int] | None = None  # the directory, see `disk`
-        self._unchecked = False  # nobody has looked yet how the last save ended
+        self._failed: BaseException | None = None  # what the last save ended with
+        self._caller = threading.get_ident()
         self._other: OtherModel | None = None
         falls = (best or "").endswith(("loss", "error"))
         self._better = operator.lt if falls else operator.gt
@@ -127,6 +130,7 @@ class Checkpoints:
                 enable_background_delete=True,
                 async_options=ocp.options.AsyncOptions(
                     timeout_secs=_SAVE_SECONDS,
+                    barrier_sync_fn=self._meet,
                     post_finalization_callback=self._write_manifest,
                 ),
             ),
@@ -194,7 +198,7 @@ class Checkpoints:
         with writing(self.directory, self._begun_in):
             self._manager.wait_until_finished()  # it is of another step
         self._saving, self._begun_in = step, identity(self.directory)
-        self._unchecked = True
+        self._caller = threading.get_ident()
         with writing(self.directory, self._begun_in):
             self._manager.save(
                 step,
@@ -214,17 +218,31 @@ class Checkpoints:
         directory = written[0] if written else self.directory / str(step)
         manifest.write(directory, step)
 
+    def _meet(self, *, key: str, timeout_ms: int) -> None:
+        """Waits for Orbax's threads of the other processes, as Orbax would.
+
+        A thread whose save has failed comes here with the error in flight. The others
+        wait elsewhere, for this process, and it would wait for them: it must not, so
+        that `check` can tell.
+        """
+        own = threading.get_ident() == self._caller  # it may save in an error's handler
+        error = None if own else sys.exc_info()[1]
+        if error is not None:
+            self._failed = error
+        if not distributed.alone():
+            if error is not None:
+                raise error
+            ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+
     def check(self) -> None:
-        """Looks how the last save ended, once it has. It never waits.
+        """Looks whether the last save has failed. It never waits.
 
         Raises:
-          UserError: if it failed since the disk cannot be written.
+          UserError: if it has since the disk cannot be written.
         """
-        if self._unchecked and not self._manager.is_saving_in_progress():
-            self._unchecked = False
+        if self._failed is not None:
             with writing(self.directory, self._begun_in):
-                self._manager.wait_until_finished()
-            self._begun_in = None
+                raise self._failed
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk under its final name.
