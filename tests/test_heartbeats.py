@@ -57,6 +57,14 @@ def test_one_never_heard_hints_at_the_network() -> None:
     assert "UDP" in str(judge(unheard, now=11))
 
 
+def test_one_that_comes_to_a_common_end_first_is_not_missed() -> None:
+    """The others, slower, end with the same message and exit code."""
+    alone, shared = (peer(1, left=2, reason="why", shared=s) for s in (False, True))
+    assert "left with exit code 2" in str(judge(alone, now=1))
+    assert judge(shared, now=1000, ticks=0) is None
+    assert decode(encode(shared.beat, 1000)) == shared.beat
+
+
 def test_one_that_lives_but_never_moves_is_lost() -> None:
     slow = peer(1, heard=149, moved=50, ticks=4, step=4)
     assert judge(slow, now=149) is None  # slow, not lost

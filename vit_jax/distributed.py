@@ -23,7 +23,7 @@ from jax._src.distributed import global_state  # no public name; Orbax uses it t
 from vit_jax import authentication, preemption, processes, relay
 from vit_jax.cluster import Place
 from vit_jax.errors import PeerLost, Preempted, Stop, UserError
-from vit_jax.heartbeats import ORDERLY, Address, Beat, Heartbeats, Peer
+from vit_jax.heartbeats import Address, Beat, Heartbeats, Peer
 
 JOIN_SECONDS = 300
 # JAX's own limits end a process with no word to Python: they are never to be reached.
@@ -66,7 +66,7 @@ def joined(
     except Stop as stop:
         if is_first() or not stop.shared:
             preemption.tell(f"{stop.label}: {stop}\n")
-        _leave(stop.exit_code, str(stop))
+        _leave(stop.exit_code, str(stop), shared=stop.shared)
     except BaseException as error:  # the others must hear of it, whatever it is
         _explain(error, peer_timeout)
     _leave(0, "")
@@ -398,13 +398,13 @@ def agreed() -> Iterator[None]:
         raise error
 
 
-def _leave(code: int, reason: str) -> None:
+def _leave(code: int, reason: str, *, shared: bool = False) -> None:
     """Ends this process; the others hear of it and need not wait.
 
     Process 0 leaves last if all end alike, since the others meet in it.
     """
     assert _heartbeats is not None and _place is not None
-    _heartbeats.say_goodbye(code, reason)
-    if _place.process_id == 0 and code in ORDERLY:
+    _heartbeats.say_goodbye(code, reason, shared=shared)
+    if _place.process_id == 0 and _heartbeats.me.orderly:
         _heartbeats.outlast()
     preemption.leave(code)

@@ -43,6 +43,7 @@ class Beat:
       signalled: whether a signal asked it to stop.
       left: the exit code with which it leaves, or None.
       reason: why it leaves.
+      shared: whether all processes come to the same end, and none is missing.
     """
 
     process: int
@@ -51,6 +52,12 @@ class Beat:
     signalled: bool = False
     left: int | None = None
     reason: str = ""
+    shared: bool = False
+
+    @property
+    def orderly(self) -> bool:
+        """Whether it leaves as all others do, sooner or later."""
+        return self.left is not None and (self.shared or self.left in ORDERLY)
 
 
 @dataclasses.dataclass
@@ -111,7 +118,7 @@ def verdict(
     for peer in peers:
         if peer.beat.left == PeerLost.exit_code:
             return peer.beat.reason  # it was the first to know
-        if peer.beat.left is not None and peer.beat.left not in ORDERLY:
+        if peer.beat.left is not None and not peer.beat.orderly:
             return (
                 f"{peer.name} left with exit code {peer.beat.left} "
                 f"{after(peer.beat.step)}: {peer.beat.reason}"
@@ -188,9 +195,9 @@ class Heartbeats:
         """Whether this is true of the newest beat of any other process."""
         return any(what(peer.beat) for peer in self.peers.values())
 
-    def say_goodbye(self, code: int, reason: str) -> None:
-        """Tells the others that this process leaves, and why."""
-        self.me.reason = reason
+    def say_goodbye(self, code: int, reason: str, *, shared: bool = False) -> None:
+        """Tells the others that this process leaves, and why; `shared`: see `Beat`."""
+        self.me.reason, self.me.shared = reason, shared
         self.me.left = code
         for _ in range(_LAST_BEATS):
             self._send()
@@ -206,7 +213,7 @@ class Heartbeats:
 
     def _loop(self) -> None:
         beaten = time.monotonic()
-        while self.me.left is None or self.me.left in ORDERLY:
+        while self.me.left is None or self.me.orderly:
             self._send()
             self._receive(self._interval)
             now = time.monotonic()
@@ -286,5 +293,5 @@ def decode(data: bytes) -> Beat | None:
         return None
     whole = all(type(n) is int for n in (beat.process, beat.step, beat.ticks))
     whole = whole and (beat.left is None or type(beat.left) is int)
-    whole = whole and type(beat.signalled) is bool and type(beat.reason) is str
-    return beat if whole else None
+    whole = whole and type(beat.signalled) is type(beat.shared) is bool
+    return beat if whole and type(beat.reason) is str else None
