@@ -33,6 +33,7 @@ class Photos:
     """A source with as many records and classes as are published; made-up pictures."""
 
     in_memory, label_names, fingerprint, notes = False, None, "photos", ()
+    sample = ""
 
     def __init__(self, *, name: str, split: str, **keys: str | None) -> None:
         del keys

@@ -64,7 +64,7 @@ def test_the_command_prints_both(tmp_path: Path) -> None:
     """The warning twice: at the start, and at the end, where it is seen."""
     where = pictures(tmp_path / "data", "a")
     overrides = ("data.name=folder", where, "evals.test.split=test", "total_steps=1")
-    overrides = (*overrides, "optim.warmup_steps=0")
+    overrides = (*overrides, "optim.warmup_steps=0", "checkpoint.best=none")
     args = [f"--config={cli.EVERYTHING}", *(f"--config.{o}" for o in overrides)]
     output = cli.run(*args, f"--workdir={tmp_path}/run")
     assert output.count("WARNING: all 18 training images are of one class, a") == 2
