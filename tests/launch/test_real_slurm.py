@@ -155,4 +155,4 @@ def test_the_true_main_goes_on_after_a_signal(
     assert real_slurm.wait_for(number, *ENDED, seconds=600) == "COMPLETED"
     assert "ended with code 75" in log(workdir)
     steps = [line["step"] for line in cli.metric_lines(workdir)]
-    assert steps == list(range(1, 61))
+    assert steps == list(range(1, 31))
