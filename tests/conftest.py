@@ -32,7 +32,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 with contextlib.suppress(ImportError):
     importlib.import_module("triton")
 
-# In the background of a shell Ctrl-C is ignored, under nohup SIGHUP is, and what we start
-# would inherit that.
+# In the background of a shell Ctrl-C is ignored, under nohup SIGHUP is, and what we
+# start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests import cli
-from vit_jax import distributed, initial
+from vit_jax import data, distributed, initial
 from vit_jax.checkpoints import adapt
 
 NAMES = (
@@ -254,19 +254,22 @@ def test_a_non_finite_loss_stops_the_run(tmp_path: Path) -> None:
             assert np.isfinite(array).all(), name
 
 
-def test_an_evaluation_that_is_not_finite(finished: Path, tmp_path: Path) -> None:
+def test_an_evaluation_that_is_not_finite(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The last one, and one alone: the pixels of this one overflow in the model."""
+    monkeypatch.setattr(data, "_MIN_STD", 0)  # such a std is refused
     workdir = tmp_path / "run"
     args = (f"--config={cli.EVERYTHING}", f"--workdir={workdir}")
     overflow = "--config.evals.test.data.std=1e-38,1e-38,1e-38"
-    output = cli.run(*args, overflow, "--config.total_steps=9", expect=70)
+    output = cli.call(*args, overflow, "--config.total_steps=9", expect=70)
     assert "Finished" not in output and "Traceback" not in output
     assert "error: step 9: config.evals.test: the loss of 200 examples is nan" in output
     assert f"{workdir} is saved at step 7" in output
     assert cli.metric_lines(workdir)[-1]["step"] == 9
     assert cli.saved_steps(workdir) == [7]
     args = (f"--config={cli.EVERYTHING}", f"--workdir={finished}", "--evaluate_only")
-    output = cli.run(*args, overflow, expect=70)
+    output = cli.call(*args, overflow, expect=70)
     assert "error: config.evals.test: the loss of 200 examples is nan" in output
 
 
