@@ -99,7 +99,7 @@ def check_count(dataset: Dataset, count: int, shown: int, *, where: str) -> None
     """UserError, for every process alike, if more were left out than is allowed."""
     allowed = dataset.bad_examples_allowed(shown)
     if count > allowed:
-        raise _shared(
+        raise UserError.on_all(
             f"{count:,} of {shown:,} examples of {dataset.source.name} were left out "
             f"as bad{where}, but {allowed:,} are allowed. Repair the data, or raise "
             "config.data.max_bad_examples"
@@ -126,11 +126,7 @@ def of_evaluation(name: str, dataset: Dataset, found: Sequence[Skipped]) -> int:
     count, shown = len(left_out), dataset.num_examples
     check_count(dataset, count, shown, where=f" in evaluation {name}")
     if count == shown:
-        raise _shared(f"evaluation {name}: none of {shown:,} examples can be used")
+        raise UserError.on_all(
+            f"evaluation {name}: none of {shown:,} examples can be used"
+        )
     return count
-
-
-def _shared(message: str) -> UserError:
-    error = UserError(message)
-    error.shared = True
-    return error

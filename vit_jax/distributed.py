@@ -348,12 +348,10 @@ def check_same(text: str, what: str) -> None:
     texts = gather(text)
     if len(set(texts)) > 1:
         each = "".join(f"\n  process {i}: {text}" for i, text in enumerate(texts))
-        error = UserError(
+        raise UserError.on_all(
             f"the processes do not see the same {what}; is the directory the same on "
             f"every host, and has its copy come to an end?{each}"
         )
-        error.shared = True
-        raise error
 
 
 def _check_nobody_left() -> None:
@@ -393,9 +391,7 @@ def agreed() -> Iterator[None]:
     if any(mistakes):
         number, message = next((i, m) for i, m in enumerate(mistakes) if m)
         who = "" if len(set(mistakes)) == 1 else f"process {number}: "
-        error = UserError(who + message)
-        error.shared = True
-        raise error
+        raise UserError.on_all(who + message)
 
 
 def _leave(code: int, reason: str, *, shared: bool = False) -> None:

@@ -7,6 +7,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable
+from typing import Self
 
 # What Python's zipfile raises for an archive that is damaged, or of a kind that it does
 # not read.
@@ -53,6 +54,13 @@ class UserError(Stop, ValueError):
     """Bad input: what was given, what was expected, what to do."""
 
     exit_code = 2
+
+    @classmethod
+    def on_all(cls, message: str) -> Self:
+        """One that every process of the run raises alike; see `shared`."""
+        error = cls(message)
+        error.shared = True
+        return error
 
 
 class BadExample(UserError):

@@ -183,9 +183,7 @@ def _check_normalization(mean: Sequence[float], std: Sequence[float]) -> None:
             hint = (
                 f"; these look like values for 0..255: set config.data.{key}={scaled}"
             )
-        if key == "std" and any(0 < x < _MIN_STD for x in values):
-            hint = f"; at least {_MIN_STD:g}, in fact: less is a slip"
-        expected = "in 0..1" if key == "mean" else f"above 0 and at most {_MAX_STD:g}"
+        expected = "in 0..1" if key == "mean" else f"{_MIN_STD:g} to {_MAX_STD:g}"
         raise UserError(
             f"config.data.{key}={tuple(values)}: it is for pixels in 0..1, so each "
             f"number should be {expected}{hint}."
