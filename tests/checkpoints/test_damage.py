@@ -7,6 +7,7 @@ Orbax from the undamaged ones, without our code.
 import contextlib
 import errno
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -195,6 +196,24 @@ def test_every_file_that_is_deleted(saved: Saved, workdir: Path) -> None:
     for name in saved.files:
         with changed(workdir / "checkpoints" / str(NEWEST) / name, None):
             assert check(saved, workdir) == (name not in HARMLESS), name
+
+
+@pytest.mark.parametrize(
+    "now",
+    [b'"performance_meurics"', b'"performance_metrics": 7, "x"', b"", b"\xff", b"[7]"],
+)
+def test_orbaxs_own_note_is_damaged(saved: Saved, workdir: Path, now: bytes) -> None:
+    """Orbax would end with a ValueError as soon as the directory is opened."""
+    path = workdir / "checkpoints" / str(NEWEST) / "_CHECKPOINT_METADATA"
+    data = path.read_bytes()
+    assert b'"performance_metrics"' in data
+    whole = data.replace(b'"performance_metrics"', now) if len(now) > 9 else now
+    with changed(path, whole):
+        assert not check(saved, workdir)
+    number = re.sub(rb'("commit_timestamp_nsecs": )\d+', rb"\g<1>9" + b"0" * 40, data)
+    assert number != data
+    with changed(path, number):
+        assert not check(saved, workdir)
 
 
 def test_some_flips_and_truncations(saved: Saved, workdir: Path) -> None:

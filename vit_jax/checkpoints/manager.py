@@ -43,7 +43,7 @@ from vit_jax.checkpoints.reading import (
     committed_steps,
     examine,
     read_state,
-    remove_uncommitted,
+    tidy,
     write_position,
 )
 from vit_jax.errors import Stop, UserError, did_you_mean
@@ -120,7 +120,7 @@ class Checkpoints:
         with distributed.agreed():
             if distributed.is_first():
                 _make(directory)
-                remove_uncommitted(directory)
+                tidy(directory)
         self._manager = ocp.CheckpointManager(
             directory,
             options=ocp.CheckpointManagerOptions(

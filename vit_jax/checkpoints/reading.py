@@ -152,15 +152,29 @@ def committed_steps(directory: epath.Path) -> list[int]:
     return sorted(int(p.name) for p in names if is_whole(p))
 
 
-def remove_uncommitted(directory: epath.Path) -> None:
-    """Removes what an interrupted save left behind.
+def tidy(directory: epath.Path) -> None:
+    """Removes what an interrupted save left behind, and notes on which Orbax fails.
 
-    Orbax can do this too, but in a thread that `CheckpointManager.close` does not wait
-    for: a run that ends at once, for a mistake in its config, would end in a traceback.
+    Orbax can do the first too, but in a thread that `CheckpointManager.close` does not
+    wait for: a run that ends at once, for a mistake in its config, would end in a
+    traceback.
+
+    Orbax notes when a checkpoint was saved, and reads the notes of all when it opens
+    their directory: one with a damaged letter would end the run. Nothing that is
+    restored is in them, and without one Orbax takes the time of the directory.
     """
     for path in directory.iterdir():
         if path.is_dir() and ocp.path.step.is_path_temporary(path):
             path.rmtree()
+    for step in ocp.path.step.standard_name_format().find_all(directory):
+        note = step.path / "_CHECKPOINT_METADATA"
+        try:
+            _ = step.commit_timestamp
+        except OSError:
+            raise  # not a matter of what is in the file
+        except Exception as error:  # of any type
+            logging.warning("%s is damaged (%s) and is removed.", note, error)
+            note.unlink(missing_ok=True)
 
 
 def read_state(
