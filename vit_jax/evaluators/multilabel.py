@@ -11,7 +11,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from vit_jax import steps
 from vit_jax.data import Dataset
@@ -197,6 +196,8 @@ def roc_auc(values: np.ndarray, is_label: np.ndarray) -> float | None:
     >>> roc_auc(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
     0.5
     """
+    from scipy import stats  # half a second, which few runs need
+
     positive = int(is_label.sum())
     pairs = positive * (len(is_label) - positive)
     if not pairs:
