@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any, Protocol
 
 from vit_jax import distributed, preemption
@@ -48,14 +48,14 @@ def batches(source: Source) -> Generator[dict[str, Any], None, None]:
                 found.put(error)
 
     threading.Thread(target=read, daemon=True, name="reader").start()
-    close: Callable[[], None] = source.close
+    hangs = False
     try:
         while True:
             wanted.put(True)
             try:
                 result = _get(found)
             except BaseException:
-                close = source.abandon
+                hangs = True
                 raise
             if isinstance(result, StopIteration):
                 return
@@ -64,7 +64,34 @@ def batches(source: Source) -> Generator[dict[str, Any], None, None]:
             yield result
     finally:
         wanted.put(False)
-        close()
+        if hangs or not _closed(source):
+            source.abandon()
+
+
+def _closed(source: Source) -> bool:
+    """Closes it; False if that takes long, as it waits for a worker that hangs.
+
+    The training loop may see a signal while there are still batches to train on, and
+    end before anybody has waited for the worker.
+    """
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def close() -> None:
+        try:
+            source.close()
+        except BaseException as error:  # raised by the caller's thread below
+            ended.put(error)
+        else:
+            ended.put(None)
+
+    threading.Thread(target=close, daemon=True, name="closing").start()
+    try:
+        error = ended.get(timeout=_PATIENCE_ALONE_SECONDS)
+    except queue.Empty:
+        return False
+    if error is not None:
+        raise error
+    return True
 
 
 def _get(found: queue.SimpleQueue[Any]) -> Any:

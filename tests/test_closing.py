@@ -1,0 +1,81 @@
+"""Readers of batches are closed, and do not hold up the end of a run."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import cli
+from vit_jax import config, data, waiting
+
+
+class Source:
+    """Batches of one number each; closing it may take long or fail."""
+
+    def __init__(self, seconds: float = 0, error: Exception | None = None) -> None:
+        self.seconds, self.error, self.did = seconds, error, list[str]()
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return {"image": np.zeros(1)}
+
+    def close(self) -> None:
+        time.sleep(self.seconds)
+        self.did.append("closed")
+        if self.error is not None:
+            raise self.error
+
+    def abandon(self) -> None:
+        self.did.append("abandoned")
+
+
+def use(source: waiting.Source) -> None:
+    with contextlib.closing(waiting.batches(source)) as batches:
+        next(batches)
+
+
+def test_a_source_is_closed() -> None:
+    source = Source()
+    use(source)
+    assert source.did == ["closed"]
+
+
+def test_an_error_of_closing_is_raised() -> None:
+    with pytest.raises(OSError, match="the disk is gone"):
+        use(Source(error=OSError("the disk is gone")))
+
+
+def test_a_source_that_does_not_end_is_abandoned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(waiting, "_PATIENCE_ALONE_SECONDS", 0.1)
+    source = Source(seconds=5)
+    use(source)
+    assert source.did == ["abandoned"]
+
+
+def test_workers_that_are_stopped_do_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when a signal ends a run before it has waited for such a worker."""
+    monkeypatch.setattr(waiting, "_PATIENCE_ALONE_SECONDS", 0.5)
+    sections = config.load(cli.EVERYTHING, [("data.num_workers", "2")]).to_dict()
+    dataset = data.make(**sections["data"])
+    source = dataset.train_batches(batch_size=8, seed=0, start_step=0, total_steps=99)
+    before = set(multiprocessing.active_children())
+    with contextlib.closing(waiting.batches(source)) as batches:
+        for _ in range(3):
+            next(batches)
+        workers = [p for p in multiprocessing.active_children() if p not in before]
+        assert len(workers) == 2
+        for worker in workers:
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGSTOP)
+    for worker in workers:
+        worker.join(20)
+        assert worker.exitcode == -signal.SIGKILL
+    assert not any(Path(f"/proc/{worker.pid}").exists() for worker in workers)
