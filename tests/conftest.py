@@ -27,6 +27,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Programs compiled by an earlier run, or by another worker or process of this one.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 
+# Of tiny models all are compiled in less than JAX's second.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
 # It comes with PyTorch, of the extra [crosscheck], and ends the process if it is loaded
 # after TensorFlow: each brings an LLVM.
 with contextlib.suppress(ImportError):

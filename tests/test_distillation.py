@@ -67,8 +67,15 @@ def read(section: Distillation, path: Path, side: int = 28) -> Teacher:
     return teacher
 
 
-@pytest.mark.parametrize("distilled", [True, False])
-@pytest.mark.parametrize("accumulation_steps", [1, 2])
+@pytest.mark.parametrize(
+    "accumulation_steps, distilled",
+    [
+        (1, True),
+        pytest.param(1, False, marks=pytest.mark.slow),
+        pytest.param(2, True, marks=pytest.mark.slow),
+        (2, False),
+    ],
+)
 @pytest.mark.parametrize(
     "section",
     [

@@ -37,7 +37,14 @@ def run_elsewhere(folder: Path, images: np.ndarray, scratch: Path) -> np.ndarray
     return np.load(scratch / "logits.npy")
 
 
-@pytest.mark.parametrize("name", ["timm-vit", "timm-bit", "timm-mixer"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm-vit",
+        "timm-bit",
+        pytest.param("timm-mixer", marks=pytest.mark.slow),
+    ],
+)
 def test_it_runs_without_us(name: str, tmp_path: Path) -> None:
     source, target = files.of_fixture(name, tmp_path), tmp_path / "out"
     flags = ["--to=stablehlo", "--image_size=32"] if "bit" in name else []

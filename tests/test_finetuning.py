@@ -133,6 +133,7 @@ def test_what_differs_otherwise_is_refused() -> None:
         adapt.adapt(source, FIELDS | {"num_heads": 4}, (56, 56))
 
 
+@pytest.mark.slow
 def test_weights_of_another_library_in_scanned_layers(tmp_path: Path) -> None:
     """Through the command line: the loss at step 1 is that of the library's logits."""
     path = files.of_fixture("timm-vit", tmp_path)

@@ -198,7 +198,7 @@ def interrupt(
     "count, victim, number",
     [
         (2, 0, signal.SIGKILL),
-        pytest.param(4, 0, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(4, 0, signal.SIGKILL, marks=pytest.mark.campaign),
         pytest.param(4, 2, signal.SIGSTOP, marks=pytest.mark.campaign),
         pytest.param(4, 1, signal.SIGKILL, marks=pytest.mark.campaign),
         pytest.param(4, 0, signal.SIGSTOP, marks=pytest.mark.campaign),

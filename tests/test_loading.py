@@ -12,7 +12,7 @@ import pytest
 from scipy import ndimage
 
 import vit_jax
-from tests import cli
+from tests import cli, once
 from tests.formats import drawn, files
 from vit_jax import convert, data, models, predict, visualize
 from vit_jax.checkpoints.formats import opened
@@ -23,8 +23,7 @@ from vit_jax.errors import UserError
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workdir whose best checkpoint is not its newest."""
-    workdir = tmp_path_factory.mktemp("trained")
-    cli.run(f"--config={cli.EVERYTHING}", f"--workdir={workdir}")
+    workdir = once.everything(tmp_path_factory)
     assert len(cli.saved_steps(workdir)) == 3
     return workdir
 

@@ -85,7 +85,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "ending, victim", [("worker killed", 1), ("reader hangs", 1), ("reader hangs", 0)]
+    "ending, victim",
+    [
+        ("worker killed", 1),
+        ("reader hangs", 1),
+        pytest.param("reader hangs", 0, marks=pytest.mark.campaign),
+    ],
 )
 def test_all_save_before_they_end(
     ending: str, victim: int, whole: Path, tmp_path: Path

@@ -61,7 +61,7 @@ def on_one_device() -> tuple[Any, Any]:
         pytest.param((8, 1, 1), "false", marks=pytest.mark.slow),
         pytest.param((2, 4, 1), "false", marks=pytest.mark.slow),
         ((2, 2, 2), "false"),
-        ((1, 2, 4), "false"),
+        pytest.param((1, 2, 4), "false", marks=pytest.mark.slow),
         ((2, 4, 1), "true"),
     ],
 )

@@ -19,9 +19,16 @@ ARGS = (
 
 
 @pytest.mark.parametrize(
-    "override, code", [("--config.seed=3", 0), ("--config.seed=x", 2)]
+    "where, override, code",
+    [
+        ("full", "--config.seed=3", 0),
+        pytest.param("no reader", "--config.seed=3", 0, marks=pytest.mark.slow),
+        pytest.param("closed", "--config.seed=3", 0, marks=pytest.mark.slow),
+        ("full", "--config.seed=x", 2),
+        ("no reader", "--config.seed=x", 2),
+        ("closed", "--config.seed=x", 2),
+    ],
 )
-@pytest.mark.parametrize("where", ["full", "no reader", "closed"])
 def test_output_that_cannot_be_written(
     where: str, override: str, code: int, tmp_path: Path
 ) -> None:

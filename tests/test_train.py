@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import cli
+from tests import cli, once
 from vit_jax import data, distributed, initial
 from vit_jax.checkpoints import adapt
 
@@ -40,7 +40,10 @@ ARGS = (f"--config={cli.EVERYTHING}",)
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workdir = tmp_path_factory.mktemp("finished")
+    return once.copied(tmp_path_factory, "finished", finish)
+
+
+def finish(workdir: Path) -> None:
     relative = os.path.relpath(workdir, cli.ROOT)  # as users give it
     output = cli.run(
         *ARGS, f"--workdir={relative}", "--config.checkpoint.keep_period=14"
@@ -55,7 +58,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (line,) = re.findall(rf"^  {name} +(.+)$", output, re.MULTILINE)
         assert line == f"{workdir}/{place}"
         assert (workdir / place).read_bytes().startswith(b"\x89PNG")
-    return workdir
 
 
 def test_what_a_workdir_holds(finished: Path) -> None:
@@ -302,6 +304,7 @@ def test_configs_that_cannot_go_on(finished: Path, override: str, message: str) 
     assert (finished / "config.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_signals_to_the_whole_group_with_workers(tmp_path: Path) -> None:
     """As a batch system sends them: to the workers of the input pipeline too."""
     args = (f"--config={cli.EVERYTHING}", f"--workdir={tmp_path}")

@@ -157,8 +157,11 @@ def train_from(
             workdirs.write_atomically(workdir / "parameters.txt", overview + "\n")
             summary.announce(workdir, run, saved, overview)
     # Ahead of time, in a thread: a signal need not wait for the compiler.
-    train_step = preemption.wait(run.compile_train_step)
-    preemption.wait(run.compile_evaluators)
+    position, train_step = saved.position, None
+    if position.step < run.total_steps:
+        train_step = preemption.wait(run.compile_train_step)
+    if position.step < run.total_steps or position.pending is not None:
+        preemption.wait(run.compile_evaluators)
     bad_examples = int(jax.device_get(state.bad_examples))
     observed = observe(workdir, run, saved, clock.seconds(), bad_examples)
     with contextlib.closing(observed) as observer:

@@ -19,7 +19,8 @@ from vit_jax.evaluators import EVALUATORS, Result, logistic
 from vit_jax.evaluators.features import OnFeatures, Represented
 from vit_jax.run import Run
 
-MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2)]
+ONE = (1, 1, 1)
+MESHES = [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)]
 TRAIN, TEST = 301, 203  # no batch size divides them
 OF_ALL = {"train_split": f"train[:{TRAIN}]", "split": f"test[:{TEST}]"}
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -100,7 +101,7 @@ def expected() -> Represented:
     return Represented(np.asarray(found["pre_logits"]), source.labels()[:TRAIN])
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", [ONE, *MESHES])
 def test_representations_are_those_of_the_records(
     mesh: tuple[int, int, int], expected: Represented
 ) -> None:
@@ -110,9 +111,9 @@ def test_representations_are_those_of_the_records(
     np.testing.assert_allclose(found.features, expected.features, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("mesh", MESHES[1:])
+@pytest.mark.parametrize("mesh", MESHES)
 def test_counts_are_the_same_on_any_mesh(mesh: tuple[int, int, int]) -> None:
-    found, one = evaluated(mesh)[0], evaluated(MESHES[0])[0]
+    found, one = evaluated(mesh)[0], evaluated(ONE)[0]
     for name, result in found.items():
         assert result.scalars == one[name].scalars
     for name in ("few", "nn"):

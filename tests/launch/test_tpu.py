@@ -217,7 +217,15 @@ def signalled(cloud: Cloud, number: signal.Signals, *, before: Sequence[str] = (
     return launcher
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+# SIGHUP is the next test's.
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        signal.SIGTERM,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_and_deletes(cloud, number: signal.Signals):
     cloud.will(step_seconds=1.5)
     launcher = signalled(cloud, number)

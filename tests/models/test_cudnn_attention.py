@@ -126,7 +126,13 @@ def loss_and_gradients(vit: Any, params: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"scan": True}, {"qk_norm": True, "dropout": 0.5}], ids=str
+    "fields",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"scan": True}, marks=pytest.mark.slow),
+        {"qk_norm": True, "dropout": 0.5},
+    ],
+    ids=str,
 )
 def test_a_model_learns_the_same(fields: dict[str, Any]) -> None:
     """In float32 but for attention, so that only what is padded can differ."""

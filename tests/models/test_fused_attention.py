@@ -180,9 +180,13 @@ def loss_and_gradients(vit: models.VisionTransformer, params: Any) -> Any:
 @pytest.mark.parametrize(
     "fields, is_fused",
     [
-        ({}, True),
+        pytest.param({}, True, marks=pytest.mark.slow),
         ({"qk_norm": True, "scan": True}, True),
-        ({"scan": True, "remat_policy": "nothing_saveable"}, True),
+        pytest.param(
+            {"scan": True, "remat_policy": "nothing_saveable"},
+            True,
+            marks=pytest.mark.slow,
+        ),
         ({"attention_dropout": 0.5}, False),
     ],
     ids=str,

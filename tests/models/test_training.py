@@ -153,7 +153,9 @@ POLICIES = [
 ]
 
 
-@both
+@pytest.mark.parametrize(
+    "scan", [pytest.param(False, marks=pytest.mark.slow), True], ids=["loop", "scan"]
+)
 def test_remat_policies_change_no_value(scan: bool):
     rates = {"dropout": 0.1, "attention_dropout": 0.1, "stochastic_depth": 0.2}
     vit = tiny.model(**rates, scan=scan, remat_policy="none", width=16)
