@@ -8,6 +8,7 @@ import contextlib
 import functools
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -175,7 +176,7 @@ def disturb(
     right = right or (DOCUMENTED if start.launched else {0, -signal.SIGUSR1})
     wrong = {
         f"its code is {code}, not of {right}": code not in right,
-        "there is a traceback": "Traceback" in output,
+        "there is a traceback": "Traceback" in without_spawning(output, code),
         "there is a warning": "leaked" in output and code > 0,
         "it does not say what to do": code == 75
         and "run the same command" not in output,
@@ -185,6 +186,16 @@ def disturb(
     }
     found += [f"after {kind}, {what}:\n{output}" for what in wrong if wrong[what]]
     return code
+
+
+def without_spawning(output: str, code: int) -> str:
+    """Without what Python says in a worker whose parent was killed while it began."""
+    if code != -signal.SIGKILL:
+        return output
+    its = (
+        r"Traceback \(most recent call last\):\n(?:  .*\n)+.*pickle data was truncated"
+    )
+    return re.sub(its, "", output)
 
 
 def campaign(
