@@ -1,9 +1,11 @@
-"""Readers of batches are closed, and do not hold up the end of a run."""
+"""Readers of batches and threads of saves do not hold up the end of a run."""
 
 import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -79,3 +81,25 @@ def test_workers_that_are_stopped_do_not_hold_up_the_end(
         worker.join(20)
         assert worker.exitcode == -signal.SIGKILL
     assert not any(Path(f"/proc/{worker.pid}").exists() for worker in workers)
+
+
+# As Orbax's after a save that has failed: its class is of that module.
+LEFT_OVER = """
+import threading, time
+from vit_jax import main
+
+class Left(threading.Thread):
+    __module__ = "orbax.checkpoint.futures"
+
+def fails(argv):
+    Left(target=time.sleep, args=(300,)).start()
+    return 2
+
+main.main = fails
+main.script()
+"""
+
+
+def test_threads_of_a_save_that_failed_do_not_hold_up_the_end() -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT_OVER], timeout=200)
+    assert done.returncode == 2

@@ -26,6 +26,7 @@ The README says more; --print_config and DIR/config.json show every key and its 
 import argparse
 import json
 import sys
+import threading
 from collections.abc import Sequence
 
 from absl import logging
@@ -95,9 +96,20 @@ def script() -> None:
     streams.fill_closed()
     with preemption.handled(leave_at_second=True):
         code = main(sys.argv)
-        if code == errors.Preempted.exit_code:
-            preemption.leave(code)  # the compiler may still be at work
+        # The compiler may still be at work.
+        if code == errors.Preempted.exit_code or (code and saving_hangs()):
+            preemption.leave(code)
     sys.exit(code)
+
+
+def saving_hangs() -> bool:
+    """Whether threads of a save are left, though nothing waits for one any more.
+
+    After a save that failed Orbax's threads wait for each other for minutes.
+    """
+    return any(
+        type(thread).__module__.startswith("orbax.") for thread in threading.enumerate()
+    )
 
 
 if __name__ == "__main__":
