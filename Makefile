@@ -22,7 +22,7 @@ FIND_PYTHON := sh requirements/find-python.sh
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-slow test-crosscheck test-campaign test-wheel fuzz slurm-test \
+.PHONY: help quickstart test test-slow test-crosscheck test-campaign test-wheel fuzz same-bits slurm-test \
         check lint type format errors sheet bench \
         test-latest test-lowest refresh-latest lock clean
 
@@ -60,6 +60,10 @@ fuzz: .venv/.dev  ## damaged inputs at every border, new ones each time (SECONDS
 	@echo "SEED=$(SEED)"
 	VIT_JAX_FUZZ_SECONDS=$(SECONDS) VIT_JAX_FUZZ_SEED=$(SEED) $(BIN)/python $(PYTEST) \
 	    -m "slow or campaign" tests/fuzz $(PYTEST_ARGS)
+
+OLD ?= HEAD
+same-bits: .venv/.dev  ## twelve runs by the commit OLD and by this tree: the same bits? (OLD=HEAD)
+	$(BIN)/python -m tests.net.compare $(OLD)
 
 slurm-test: .venv/.dev  ## launch.slurm on a real Slurm of one node; as root, on Debian
 	(command -v slurmctld && command -v munged) >/dev/null || \
