@@ -5,8 +5,8 @@ arithmetic changes on purpose, and the changelog says why; then
 
     python -m tests.net.test_net
 
-writes them again. The archives hold workdirs that the first version was stopped in: what
-later versions must load and go on from. They are never written again.
+writes them again. The archives hold workdirs that the first version was stopped in,
+which later ones must load and go on from. They are never written again.
 """
 
 import json
