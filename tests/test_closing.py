@@ -25,6 +25,9 @@ class Source:
     def __next__(self) -> dict[str, np.ndarray]:
         return {"image": np.zeros(1)}
 
+    def lost(self) -> None:
+        return None
+
     def close(self) -> None:
         time.sleep(self.seconds)
         self.did.append("closed")
@@ -81,6 +84,40 @@ def test_workers_that_are_stopped_do_not_hold_up_the_end(
         worker.join(20)
         assert worker.exitcode == -signal.SIGKILL
     assert not any(Path(f"/proc/{worker.pid}").exists() for worker in workers)
+
+
+# Each worker is killed before it has read its task, which is larger than a pipe.
+STILLBORN = """
+import os, signal, sys
+from multiprocessing import util
+from vit_jax import main, waiting
+
+waiting._ASK_SECONDS = 1.0
+launch = util.spawnv_passfds
+
+def stillborn(path, args, fds):
+    pid = launch(path, args, fds)
+    if any("spawn_main" in str(arg) for arg in args):
+        os.kill(pid, signal.SIGKILL)
+    return pid
+
+util.spawnv_passfds = stillborn
+main.script()
+"""
+
+
+def test_a_worker_that_is_killed_while_it_begins(tmp_path: Path) -> None:
+    flags = [f"--config={cli.EVERYTHING}", f"--workdir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", STILLBORN, *flags, "--config.data.num_workers=1"],
+        timeout=200,
+        capture_output=True,
+        text=True,
+        cwd=cli.ROOT,
+    )
+    assert done.returncode == 71, done.stderr
+    assert "when memory runs out" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # As Orbax's after a save that has failed: its class is of that module.

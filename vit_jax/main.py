@@ -96,8 +96,9 @@ def script() -> None:
     streams.fill_closed()
     with preemption.handled(leave_at_second=True):
         code = main(sys.argv)
-        # The compiler may still be at work.
-        if code == errors.Preempted.exit_code or (code and saving_hangs()):
+        # The compiler may still be at work, or a thread waits for a lost worker.
+        waits_for_nobody = errors.Preempted.exit_code, errors.WorkerLost.exit_code
+        if code in waits_for_nobody or (code and saving_hangs()):
             preemption.leave(code)
     sys.exit(code)
 

@@ -5,8 +5,10 @@ suits a network. On the same machine the kernel knows better: it says at once th
 process has ended, and that one that is merely starved of processor time has not.
 """
 
+import contextlib
 import dataclasses
 import os
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +55,44 @@ def state(process: Identity) -> State:
     if started != process.started or letter in _DEAD:
         return "ended"
     return "unknown" if letter in _STOPPED else "runs"
+
+
+def now() -> int:
+    """Clock ticks since the boot, as processes' starts are counted; 0 if unknown."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):  # not Linux
+        return 0
+    seconds = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return int(seconds * os.sysconf("SC_CLK_TCK"))
+
+
+def dead_children(since: int) -> dict[int, int]:
+    """Children of this process that have ended, and that nobody has asked about.
+
+    Args:
+      since: those that started before are left out; see `now`.
+
+    Returns:
+      Exit codes by process number; a signal that ended one is negative. Empty where
+      the system does not tell.
+    """
+    try:
+        tasks = (_PROC / "self" / "task").iterdir()
+        pids = [
+            int(p) for task in tasks for p in (task / "children").read_text().split()
+        ]
+    except OSError:
+        return {}
+    codes = {}
+    for pid in map(int, pids):
+        letter, started = _status(pid)
+        if letter not in _DEAD or not started or int(started) < since:
+            continue
+        with contextlib.suppress(OSError):  # another thread has asked just now
+            flags = os.WEXITED | os.WNOHANG | os.WNOWAIT  # it can be asked again
+            if (end := os.waitid(os.P_PID, pid, flags)) is not None:
+                exited = end.si_code == os.CLD_EXITED
+                codes[pid] = end.si_status if exited else -end.si_status
+    return codes
 
 
 def _machine() -> str:

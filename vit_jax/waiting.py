@@ -16,12 +16,20 @@ _PATIENCE_SECONDS = 10.0
 # One process need not wait, but most batches come soon; and a worker that is starting
 # would complain of a parent that is gone.
 _PATIENCE_ALONE_SECONDS = 6.0
+# Between two questions whether the batch can come at all.
+_ASK_SECONDS = 5.0
 
 
 class Source(Protocol):
-    """What batches are read from; `abandon` is `close` that waits for nobody."""
+    """What batches are read from.
+
+    `lost` says why the next one will not come, if that is known; `abandon` is `close`
+    that waits for nobody.
+    """
 
     def __next__(self) -> dict[str, Any]: ...
+
+    def lost(self) -> Exception | None: ...
 
     def close(self) -> None: ...
 
@@ -34,6 +42,7 @@ def batches(source: Source) -> Generator[dict[str, Any], None, None]:
     A thread asks for each batch when it is wanted, not before.
 
     Raises:
+      WorkerLost: if a worker was killed while it began.
       Preempted: if a signal came some seconds ago and the batch did not.
       PeerLost: if one came some time ago, on one of several.
     """
@@ -53,7 +62,7 @@ def batches(source: Source) -> Generator[dict[str, Any], None, None]:
         while True:
             wanted.put(True)
             try:
-                result = _get(found)
+                result = _get(found, source)
             except BaseException:
                 hangs = True
                 raise
@@ -94,13 +103,18 @@ def _closed(source: Source) -> bool:
     return True
 
 
-def _get(found: queue.SimpleQueue[Any]) -> Any:
+def _get(found: queue.SimpleQueue[Any], source: Source) -> Any:
     asked: float | None = None  # when a signal was first seen
+    ask_at = time.monotonic() + _ASK_SECONDS
     while True:
         try:
             return found.get(timeout=_POLL_SECONDS)
         except queue.Empty:
             pass
+        if time.monotonic() > ask_at:
+            ask_at = time.monotonic() + _ASK_SECONDS
+            if (lost := source.lost()) is not None:
+                raise lost
         try:
             preemption.check()
         except Preempted:

@@ -16,6 +16,7 @@ from typing import TypedDict
 
 from absl import flags
 
+from vit_jax import processes
 from vit_jax.data.builder import Batch, BatchBuilder
 from vit_jax.errors import WorkerLost
 
@@ -67,6 +68,8 @@ class BatchIterator(Iterator[Batch]):
                 _start_tracker()
             self._batches = iter(batches)
         self._builder = builder
+        self._began = processes.now() if num_workers else None
+        self._dead_before: dict[int, int] = {}
         self._next, self._stop = start, stop
         self.skipped: list[Skipped] = []
 
@@ -94,6 +97,20 @@ class BatchIterator(Iterator[Batch]):
         """Stops the threads and workers. Closing twice is no error."""
         self._batches.close()
         self._builder.close()
+
+    def lost(self) -> WorkerLost | None:
+        """A worker that was killed while it began, if it was so the last time too.
+
+        Python gives a worker its task through a pipe, whose other end it holds as well:
+        what does not fit into the pipe is read by nobody, and writing it never ends.
+        Ends of all other workers Grain notices, and asks for their codes.
+        """
+        if self._began is None:
+            return None
+        dead = processes.dead_children(self._began)
+        again = [code for pid, code in dead.items() if pid in self._dead_before]
+        self._dead_before = dead
+        return WorkerLost(explain_end(again[0])) if again else None
 
     def abandon(self) -> None:
         """As `close`, but waits for nobody: a thread or worker may hang in a read."""
