@@ -18,8 +18,8 @@ from vit_jax import class_names
 from vit_jax.checkpoints import adapt
 from vit_jax.checkpoints.teacher import read_teacher
 from vit_jax.data.catalog import common
-from vit_jax.distillation import Distillation
 from vit_jax.errors import UserError
+from vit_jax.objectives import Distillation
 
 WNIDS = ("n01440764", "n01443537", "n01484850")
 WORDS = ("tench, Tinca tinca", "goldfish, Carassius auratus", "great white shark")

@@ -9,7 +9,8 @@ import optax
 import pytest
 from scipy import special
 
-from vit_jax import losses, steps
+from vit_jax import steps
+from vit_jax.objectives import Classification, Mixing, losses
 from vit_jax.state import TrainState
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -54,18 +55,16 @@ def test_what_is_frozen_gets_no_gradient() -> None:
 
 def run(batch: dict[str, np.ndarray], state: TrainState | None = None, **keys: Any):
     tx = optax.sgd(0.5)
-    arguments = {"mixup": 0.0, "accumulation_steps": 1, "ema": None} | keys
-    step = steps.make_train_step(
-        linear,
-        tx,
-        lambda s: 0.5 + 0 * s,
+    arguments = {"accumulation_steps": 1, "ema": None} | keys
+    labels = Classification(
+        apply=linear,
         loss=losses.make(label_smoothing=0.1),
+        mixing=Mixing(mixup=arguments.pop("mixup", 0.0)),
         num_classes=CLASSES,
         mean=MEAN,
         std=STD,
-        seed=0,
-        **arguments,
     )
+    step = steps.make_train_step(labels, tx, lambda s: 0.5 + 0 * s, seed=0, **arguments)
     return jax.jit(step)(
         state or make_state(tx, ema=keys.get("ema") is not None), batch
     )

@@ -45,9 +45,7 @@ def evaluate_only(workdir: epath.Path, config: dict[str, Any]) -> Scalars:
             directory, weights = path, read_init_from(path, config["init_weights"])
             width, names = adapt.head_width(weights), weights.label_names
         data = shapes.of_section(config["data"], num_classes=width)
-        # A teacher may be gone too, and is not asked.
-        untaught = {**config["distill"], "teacher": None}
-        run = Run(data, **{**config, "distill": untaught})
+        run = Run(data, **config)
         run.check_evaluators(names)
         if weights is None:
             params = checkpoints.read_params(directory, run.abstract_state.params)

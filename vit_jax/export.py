@@ -20,7 +20,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import models, steps
+from vit_jax import models, objectives
 from vit_jax.checkpoints.formats.opened import nest
 from vit_jax.checkpoints.formats.writing import in_one_piece
 from vit_jax.loading import Model
@@ -57,7 +57,7 @@ def trace(model: Model, arrays: dict[str, np.ndarray]) -> jax.export.Exported:
     mean, std = np.asarray(model.mean, np.float32), np.asarray(model.std, np.float32)
 
     def predict(weights: dict[str, jax.Array], images: jax.Array) -> Any:
-        images = steps.normalize(images, jnp.asarray(mean), jnp.asarray(std))
+        images = objectives.normalize(images, jnp.asarray(mean), jnp.asarray(std))
         return module.apply({"params": nest(weights)}, images)
 
     weights = {

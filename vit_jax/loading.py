@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vit_jax import checkpoints, devices, models, steps, workdirs
+from vit_jax import checkpoints, devices, models, objectives, workdirs
 from vit_jax import progress as reading
 from vit_jax.checkpoints import position_embeddings
 from vit_jax.checkpoints.formats.opened import Opened, flatten, nest
@@ -136,7 +136,7 @@ class Model:
         def apply(params: Params, images: jax.Array) -> Any:
             if images.dtype == jnp.uint8:
                 mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
-                images = steps.normalize(images, mean, std)
+                images = objectives.normalize(images, mean, std)
             return self.module.apply({"params": params}, images, capture=capture)
 
         if capture not in self._compiled:

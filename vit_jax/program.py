@@ -11,10 +11,17 @@ from typing import Any, Protocol
 
 import jax
 
-from vit_jax import layouts, losses, models, sharding, state, steps
+from vit_jax import layouts, models, sharding, state, steps
 from vit_jax import optim as optimizers
-from vit_jax.distillation import Teacher
 from vit_jax.errors import UserError
+from vit_jax.objectives import (
+    Classification,
+    Distilled,
+    Mixing,
+    Objective,
+    Teacher,
+    losses,
+)
 
 
 class DataShape(Protocol):
@@ -48,6 +55,7 @@ class Program:
       initialize: a function without arguments that computes the state at step 0.
       abstract_state: its shapes, types and shardings.
       abstract_batch: those of a global batch.
+      objective: what is learned.
       eval_loss: the loss of evaluations.
     """
 
@@ -77,7 +85,7 @@ class Program:
         Args:
           data: the shape of the training data.
           devices: to lay everything out over; they need not be here.
-          teacher: that the model learns from, see `vit_jax.distillation`.
+          teacher: that the model learns from, see `vit_jax.objectives`.
 
         Raises:
           UserError: if a value is out of its range or two do not go together.
@@ -133,26 +141,34 @@ class Program:
                 f"config.loss.class_weights has {len(weights)} numbers, and the head "
                 f"{num_classes} classes: give one for each"
             )
-        self.train_step = steps.make_train_step(
-            self.model.apply,
-            self.tx,
-            self.schedule,
+        labels = Classification(
+            apply=self.model.apply,
+            loss=train_loss,
+            mixing=Mixing(
+                mixup=mixup,
+                cutmix=cutmix,
+                mixup_prob=mixup_prob,
+                mixup_switch_prob=mixup_switch_prob,
+            ),
+            num_classes=num_classes,
             mean=data.mean,
             std=data.std,
+        )
+        self.objective: Objective = labels
+        if teacher is not None:
+            two_heads = getattr(plain, "distilled", False)
+            self.objective = Distilled(
+                labels=labels, teacher=teacher, two_heads=two_heads
+            )
+        self.train_step = steps.make_train_step(
+            self.objective,
+            self.tx,
+            self.schedule,
             seed=seed,
-            mixup=mixup,
-            cutmix=cutmix,
-            mixup_prob=mixup_prob,
-            mixup_switch_prob=mixup_switch_prob,
             accumulation_steps=accumulation_steps,
             ema=ema,
-            loss=train_loss,
-            num_classes=num_classes,
             frozen=optimizers.frozen_paths(shapes, **freezing),
-            teacher=teacher,
-            two_heads=getattr(plain, "distilled", False),
         )
-        self.teacher = teacher
         # Without smoothing and weights: it can be compared with other people's.
         plain_loss = {"label_smoothing": 0.0, "class_weights": None}
         self.eval_loss = losses.make(**{**loss, **plain_loss})
@@ -160,8 +176,9 @@ class Program:
     def trace_train_step(self) -> jax.stages.Traced:
         """The training step as JAX sees it."""
         arguments: list[Any] = [self.abstract_state, self.abstract_batch]
-        if self.teacher is not None:
-            arguments.append(self.teacher.abstract_params(self.mesh))
+        if self.objective.constants is not None:
+            constants = self.objective.constants
+            arguments.append(sharding.abstract_everywhere(self.mesh, constants))
         return steps.trace_train_step(self.train_step, self.mesh, *arguments)
 
     def lower_train_step(self) -> jax.stages.Lowered:

@@ -19,7 +19,6 @@ from vit_jax import (
     devices,
     distributed,
     host_memory,
-    losses,
     preemption,
     progress,
     sharding,
@@ -31,11 +30,10 @@ from vit_jax import data as datasets
 from vit_jax.checkpoints.teacher import read_teacher
 from vit_jax.data import Dataset, class_counts, remarks, sections
 from vit_jax.data.shapes import DataShape
-from vit_jax.distillation import Distillation, Teacher
 from vit_jax.errors import Preempted, UserError
 from vit_jax.evaluators import EVALUATORS, Classification, Evaluator, Result
 from vit_jax.lookahead import Batches
-from vit_jax.mixing import Mixing
+from vit_jax.objectives import Distillation, Mixing, Teacher, losses
 from vit_jax.program import Program
 from vit_jax.state import TrainState
 from vit_jax.timing import StepTimer
@@ -281,7 +279,7 @@ class Run:
         return {**loss, "class_weights": weights}
 
     def _read_teacher(self, distillation: Distillation, dtype: str) -> Teacher | None:
-        if distillation.teacher is None:
+        if distillation.teacher is None or self._dataset is None:  # it does not train
             return None
         path = workdirs.absolute(distillation.teacher)
         teacher, said = read_teacher(
@@ -299,11 +297,12 @@ class Run:
 
     def compile_train_step(self) -> Any:
         """The compiled step, a function (state, batch) -> (state, scalars)."""
-        step, teacher = self.program.compile_train_step(), self.program.teacher
-        if teacher is None:
+        step = self.program.compile_train_step()
+        constants = self.program.objective.constants
+        if constants is None:
             return step
-        params = teacher.place(self.mesh)
-        return lambda state, batch: step(state, batch, params)
+        there = sharding.put_everywhere(self.mesh, constants)
+        return lambda state, batch: step(state, batch, there)
 
     def compile_evaluators(self) -> None:
         for evaluator in self.evaluators:

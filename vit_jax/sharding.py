@@ -220,3 +220,21 @@ def put_batch(
         )
 
     return {name: put(rows) for name, rows in batch.items()}
+
+
+def abstract_everywhere(mesh: Mesh, arrays: Any) -> Any:
+    """Shapes, types and shardings of a tree of which every device has all."""
+    everywhere = replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), arrays
+    )
+
+
+def put_everywhere(mesh: Mesh, arrays: Any) -> Any:
+    """A tree of arrays on the host, put whole on every device."""
+    everywhere = replicated(mesh)
+
+    def put(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(x.shape, everywhere, x.__getitem__)
+
+    return jax.tree.map(put, arrays)

@@ -14,149 +14,75 @@ import optax
 from jax.sharding import Mesh
 
 from vit_jax import compiler, sharding
-from vit_jax.distillation import Teacher
-from vit_jax.mixing import Mixing
+from vit_jax.objectives import Batch, Objective
+from vit_jax.objectives.base import Scalars
 from vit_jax.state import Params, TrainState, shardings_of
 
-Batch = Mapping[str, jax.Array]
 AbstractBatch = Mapping[str, jax.ShapeDtypeStruct]
-Scalars = dict[str, jax.Array]
 TrainStep = Callable[..., tuple[TrainState, Scalars]]
 EvalStep = Callable[[Params, Batch], Scalars]
 
 
-def normalize(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-    """uint8 [b, h, w, c] in 0..255 to float32 with the given mean and std per channel.
-
-    >>> half = jnp.full(3, 0.5)
-    >>> normalize(jnp.full((1, 1, 1, 3), 255, jnp.uint8), half, half)
-    Array([[[[1., 1., 1.]]]], dtype=float32)
-    """
-    return (images.astype(jnp.float32) / 255.0 - mean) / std
-
-
 def make_train_step(
-    apply: Callable[..., Any],
+    objective: Objective,
     tx: optax.GradientTransformation,
     schedule: Callable[[jax.Array], jax.Array],
     *,
-    loss: Any,
-    num_classes: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
     seed: int,
-    mixup: float,
-    cutmix: float = 0.0,
-    mixup_prob: float | None = None,
-    mixup_switch_prob: float | None = None,
     accumulation_steps: int,
     ema: float | None,
-    teacher: Teacher | None = None,
-    two_heads: bool = False,
     frozen: frozenset[str] = frozenset(),
 ) -> TrainStep:
     """The step as a pure function.
 
     Args:
-      apply: `module.apply`.
+      objective: what is learned.
       tx: the optimiser; `schedule` is its learning rate as a function of the step.
-      loss: from `losses.make`.
-      num_classes: k, the width of the head.
-      mean: and `std`, per channel, of images scaled to 0..1.
       seed: all randomness of step s is a function of (seed, s).
-      mixup: and the three keys after it, see `mixing.Mixing`; 0 is off.
       accumulation_steps: micro-batches whose gradients are summed for one update.
       ema: decay of the average of the parameters, or None.
-      teacher: that the model learns from besides the labels.
-      two_heads: the labels teach the model's "head", and the teacher "head_dist".
       frozen: paths of parameters that get no gradient.
 
     Returns:
-      A function (state, batch) -> (state, scalars), or with a teacher (state, batch,
-      the teacher's parameters) -> (state, scalars). The loss is the mean over the
-      examples with a true mask (by weight, see `losses.Loss.example_weights`), and
-      `accuracy`, where labels are class numbers, the share of these whose likeliest
-      class is that of the label (of the larger part, of images that are mixed).
-      `finite` tells whether the new state can be trusted.
+      A function (state, batch, constants of the objective) -> (state, scalars). The
+      loss is the sum of those of the examples with a true mask, divided by
+      `Prepared.total`. `finite` tells whether the new state can be trusted.
     """
-    mix = Mixing(
-        mixup=mixup,
-        cutmix=cutmix,
-        mixup_prob=mixup_prob,
-        mixup_switch_prob=mixup_switch_prob,
-    )
-    heads: dict[str, Any] = {}
-    if teacher is not None and two_heads:
-        heads = {"capture": ("head", "head_dist")}
 
     def train_step(
-        state: TrainState, batch: Batch, teacher_params: Params | None = None
+        state: TrainState, batch: Batch, constants: Params = None
     ) -> tuple[TrainState, Scalars]:
         key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), state.step)
-        mixup_key, dropout_key = jax.random.split(key)
-
-        images = normalize(batch["image"], jnp.array(mean), jnp.array(std))
-        targets = loss.targets(batch["label"], num_classes)
-        mask = batch["mask"]
-        if mix.on:
-            images, targets = mix(mixup_key, images, targets, mask)
-        examples = jnp.sum(mask, dtype=jnp.int32)
-        vectors = batch["label"].ndim > 1  # then there is no one right class
-        scale = None  # of the losses, with which their mean is that by weight
-        weights = None if mix.on else loss.example_weights(batch["label"])
-        if weights is not None:
-            weight = jnp.sum(jnp.where(mask, weights, 0.0))  # of the whole batch
-            scale = examples / jnp.where(weight > 0, weight, 1.0)
+        prepare_key, loss_key = jax.random.split(key)
+        whole, total = objective.prepare(batch, prepare_key)
+        total = jnp.maximum(total, 1)  # of a batch that has no example
 
         def loss_fn(
             params: Params, part: Batch, key: jax.Array
         ) -> tuple[jax.Array, Scalars]:
             params = without_gradient(params, frozen)
-            logits = apply(
-                {"params": params},
-                part["image"],
-                train=True,
-                rngs={"dropout": key},
-                **heads,
-            )
-            taught = logits
-            if heads:
-                logits, taught = logits[1]["head"], logits[1]["head_dist"]
+            losses, logged = objective.losses(params, part, key, constants)
             with jax.named_scope("loss"):
-                losses = loss(logits, part["targets"])
-                if scale is not None:
-                    losses = losses * scale
-                if teacher is not None:
-                    weight = teacher.distillation.weight
-                    other = teacher.loss(
-                        teacher_params, part["image"], mean, std, taught
-                    )
-                    losses = (1.0 - weight) * losses + weight * other
-                losses = jnp.where(part["mask"], losses, 0.0)
-                value = jnp.sum(losses) / jnp.maximum(examples, 1)  # of the whole batch
-                if vectors:
-                    return value, {}
-                right = jnp.argmax(logits, -1) == jnp.argmax(part["targets"], -1)
-                right = jnp.sum(right & part["mask"], dtype=jnp.int32)
-                return value, {"right": right}
+                value = masked_sum(losses, part["mask"]) / total  # of the whole batch
+                return value, {
+                    k: masked_sum(x, part["mask"]) for k, x in logged.items()
+                }
 
-        whole = {"image": images, "targets": targets, "mask": mask}
-        (value, counts), grads = accumulate(
+        (value, sums), grads = accumulate(
             jax.value_and_grad(loss_fn, has_aux=True),
             state.params,
             whole,
-            dropout_key,
+            loss_key,
             steps=accumulation_steps,
-            zero=(
-                jnp.zeros(()),
-                {} if vectors else {"right": jnp.zeros((), jnp.int32)},
-            ),
+            values=loss_fn,
         )
         # The names of the scopes are what a profile and `vit_jax.plan` group by.
         with jax.named_scope("optimizer"):
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             update_norm = optax.tree.norm(updates)
+        mask = batch["mask"]
+        examples = jnp.sum(mask, dtype=jnp.int32)
         new_state = TrainState(
             step=state.step + 1,
             params=params,
@@ -164,12 +90,9 @@ def make_train_step(
             ema_params=average(state.ema_params, params, state.step, decay=ema),
             bad_examples=state.bad_examples + (mask.size - examples),
         )
-        shares = {}
-        if counts:
-            shares["accuracy"] = counts["right"] / jnp.maximum(examples, 1)
         return new_state, {
             "loss": value,
-            **shares,
+            **{name: x / total for name, x in sums.items()},
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "grad_norm": optax.tree.norm(grads),
             "update_norm": update_norm,
@@ -179,6 +102,13 @@ def make_train_step(
         }
 
     return train_step
+
+
+def masked_sum(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """The sum of the rows [b] with a true mask; Booleans are counted in int32."""
+    if values.dtype == jnp.bool_:
+        return jnp.sum(values & mask, dtype=jnp.int32)
+    return jnp.sum(jnp.where(mask, values, 0.0))
 
 
 def read_again(params: Params) -> Params:
@@ -212,13 +142,20 @@ def accumulate(
     key: jax.Array,
     *,
     steps: int,
-    zero: Any,
+    values: Callable[..., Any],
 ) -> tuple[Any, Params]:
     """Sums values and gradient over `steps` micro-batches, one in memory at a time.
 
-    The sum of the values, a tree of scalars, begins with `zero`. Micro-batch i holds
-    the rows i, i + steps, i + 2 steps, ...: so every device has its share of each, and
-    no row moves between devices.
+    Micro-batch i holds the rows i, i + steps, i + 2 steps, ...: so every device has its
+    share of each, and no row moves between devices.
+
+    Args:
+      value_and_grad: a function (params, micro-batch, key).
+      params: of it.
+      batch: that is cut, arrays [b, ...].
+      key: of the batch, from which those of its parts come.
+      steps: the number of parts.
+      values: the same function without the gradient: its values are trees of scalars.
     """
     if steps == 1:
         return value_and_grad(params, batch, key)
@@ -231,8 +168,11 @@ def accumulate(
         new = value_and_grad(params, part, jax.random.fold_in(key, index))
         return jax.tree.map(jnp.add, total, new), None
 
-    begin = (zero, jax.tree.map(jnp.zeros_like, params))
     parts = (jnp.arange(steps), jax.tree.map(split, dict(batch)))
+    first = jax.tree.map(lambda x: x[0], parts[1])
+    like = jax.eval_shape(values, params, first, key)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    begin = (zero, jax.tree.map(jnp.zeros_like, params))
     return jax.lax.scan(add, begin, parts)[0]
 
 
@@ -265,7 +205,7 @@ def trace_train_step(
       train_step: from `make_train_step`.
       state: abstract, with shardings.
       batch: abstract, with shardings.
-      *others: likewise; the parameters of a teacher, if it has one.
+      *others: likewise; the constants of the objective, if it has some.
     """
     arguments = (state, batch, *others)
     jitted = jax.jit(

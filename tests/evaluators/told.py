@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vit_jax import losses
 from vit_jax.evaluators import EVALUATORS, Result
+from vit_jax.objectives import losses
 
 BATCH = 16
 AXES = ("data", "fsdp", "tensor")

@@ -8,8 +8,8 @@ from etils import epath
 from vit_jax import class_names, models
 from vit_jax.checkpoints import adapt
 from vit_jax.checkpoints.formats.opened import nest
-from vit_jax.distillation import Distillation, Teacher
 from vit_jax.errors import UserError
+from vit_jax.objectives import Distillation, Teacher
 
 
 def read_teacher(

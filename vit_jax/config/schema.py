@@ -38,10 +38,10 @@ def owners(path: str, given: Plain) -> list[Callable[..., Any]]:
       given: the section's own values, for the sections whose keys depend on one.
     """
     # Imported here: main shows --help and refuses a missing file without jax.
-    from vit_jax import checkpoints, data, evaluators, layouts, losses, models, optim
+    from vit_jax import checkpoints, data, evaluators, layouts, models, optim
     from vit_jax.data import transforms
     from vit_jax.data.sources import mixture
-    from vit_jax.distillation import Distillation
+    from vit_jax.objectives import Distillation, losses
     from vit_jax.run import Run
 
     parts = path.split(".")

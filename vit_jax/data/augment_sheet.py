@@ -94,7 +94,7 @@ def mixing_rows(image: np.ndarray, seed: int) -> list[Row]:
     import jax.numpy as jnp
 
     from vit_jax import devices
-    from vit_jax.mixing import Mixing
+    from vit_jax.objectives import Mixing
 
     devices.find()
     pair = jnp.stack([255 - image[::-1], image])

@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vit_jax import distributed, progress, sharding, steps
+from vit_jax import distributed, objectives, progress, sharding, steps
 from vit_jax.errors import NonFiniteLossError, UserError
 from vit_jax.evaluators.base import (
     Evaluator,
@@ -184,7 +184,7 @@ def make_feature_step(
     """
 
     def feature_step(params: Params, batch: steps.Batch) -> dict[str, jax.Array]:
-        images = steps.normalize(batch["image"], jnp.array(mean), jnp.array(std))
+        images = objectives.normalize(batch["image"], jnp.array(mean), jnp.array(std))
         _, found = apply({"params": params}, images, train=False, capture=(feature,))
         features = found[feature]
         if features.ndim != 2:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import steps
+from vit_jax import objectives, steps
 from vit_jax.data import Dataset
 from vit_jax.errors import NonFiniteLossError, UserError
 from vit_jax.evaluators.base import apply_at_any_size
@@ -85,7 +85,7 @@ def make_prediction(
     apply = apply_at_any_size(program)
 
     def predict(params: Any, batch: steps.Batch) -> tuple[jax.Array, jax.Array]:
-        images = steps.normalize(batch["image"], mean, std)
+        images = objectives.normalize(batch["image"], mean, std)
         logits = apply({"params": params}, images, train=False)
         logits, labels = logits.astype(jnp.float32), batch["label"]
         if classes is not None:

@@ -12,12 +12,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
 
-from vit_jax import losses, sharding
 from vit_jax.errors import UserError
-from vit_jax.state import Params
+from vit_jax.objectives import losses
+from vit_jax.objectives.base import Batch, Losses, Params, Prepared
+from vit_jax.objectives.classification import Classification
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,40 +76,49 @@ class Teacher:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def loss(
-        self,
-        params: Params,
-        images: jax.Array,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        student: jax.Array,
-    ) -> jax.Array:
-        """How far the student is from the teacher, float32 [b].
-
-        Args:
-          params: the teacher's.
-          images: as the student sees them [b, h, w, 3], mixed and normalised.
-          mean: that they were normalised with; and `std`.
-          student: its logits [b, k].
-        """
+    def logits(self, params: Params, images: jax.Array) -> jax.Array:
+        """What it says of images [b, h, w, 3] in 0..1: logits [b, k]."""
         with jax.named_scope("teacher"):
-            images = (images * jnp.array(std) + jnp.array(mean)) - jnp.array(self.mean)
-            logits = self.apply({"params": params}, images / jnp.array(self.std))
-        return self.distillation(student, jax.lax.stop_gradient(logits))
+            images = (images - jnp.array(self.mean)) / jnp.array(self.std)
+            logits = self.apply({"params": params}, images)
+        return jax.lax.stop_gradient(logits)
 
-    def abstract_params(self, mesh: Mesh) -> Params:
-        """Shapes, types and shardings: every device has all of them."""
-        everywhere = sharding.replicated(mesh)
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-            self.arrays,
-        )
 
-    def place(self, mesh: Mesh) -> Params:
-        """The parameters on the devices."""
-        everywhere = sharding.replicated(mesh)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distilled:
+    """Learns labels, and what a teacher says of the same images, mixed as they are.
 
-        def put(x: np.ndarray) -> jax.Array:
-            return jax.make_array_from_callback(x.shape, everywhere, x.__getitem__)
+    Attributes:
+      labels: the part that is learned from labels.
+      teacher: whose parameters are the constants.
+      two_heads: the labels teach the model's "head", and the teacher "head_dist".
+    """
 
-        return jax.tree.map(put, self.arrays)
+    labels: Classification
+    teacher: Teacher
+    two_heads: bool
+
+    @property
+    def constants(self) -> Params:
+        return self.teacher.arrays
+
+    def prepare(self, batch: Batch, key: jax.Array) -> Prepared:
+        return self.labels.prepare(batch, key)
+
+    def losses(
+        self, params: Params, batch: Batch, key: jax.Array, constants: Params
+    ) -> Losses:
+        if self.two_heads:
+            names = "head", "head_dist"
+            _, heads = self.labels.outputs(params, batch, key, capture=names)
+            logits, taught = (heads[name] for name in names)
+        else:
+            logits = taught = self.labels.outputs(params, batch, key)
+        distillation = self.teacher.distillation
+        with jax.named_scope("loss"):
+            mean, std = jnp.array(self.labels.mean), jnp.array(self.labels.std)
+            said = self.teacher.logits(constants, batch["image"] * std + mean)
+            own, logged = self.labels.of_logits(logits, batch)
+            weight = distillation.weight
+            loss = (1.0 - weight) * own + weight * distillation(taught, said)
+        return Losses(loss, logged)

@@ -7,8 +7,8 @@ import pytest
 import scipy.stats
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_jax import mixing
 from vit_jax.errors import UserError
+from vit_jax.objectives import mixing
 
 B, H, K = 16, 4, 5
 RNG = np.random.default_rng(0)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.special
 
-from vit_jax import losses
 from vit_jax.errors import UserError
+from vit_jax.objectives import losses
 
 B, K = 64, 10
 RNG = np.random.default_rng(0)

@@ -14,12 +14,19 @@ from scipy import special
 
 from tests import cli
 from tests.formats import drawn, files, test_torch_files
-from vit_jax import losses, models, steps
+from vit_jax import models, steps
 from vit_jax.checkpoints import adapt
 from vit_jax.checkpoints.formats.opening import open_checkpoint
 from vit_jax.checkpoints.teacher import read_teacher
-from vit_jax.distillation import Distillation, Teacher
 from vit_jax.errors import UserError
+from vit_jax.objectives import (
+    Classification,
+    Distillation,
+    Distilled,
+    Mixing,
+    Teacher,
+    losses,
+)
 from vit_jax.state import TrainState
 
 CLASSES = 5
@@ -115,19 +122,23 @@ def test_the_loss_of_a_step(
         logits, taught = heads["head"], heads["head_dist"]
     tx = optax.sgd(0.1)
     step = steps.make_train_step(
-        student.apply,
+        Distilled(
+            labels=Classification(
+                apply=student.apply,
+                loss=losses.make(),
+                mixing=Mixing(mixup=0.0),
+                num_classes=CLASSES,
+                mean=MEAN,
+                std=STD,
+            ),
+            teacher=teacher,
+            two_heads=distilled,
+        ),
         tx,
         lambda s: 0.1 + 0 * s,
-        loss=losses.make(),
-        num_classes=CLASSES,
-        mean=MEAN,
-        std=STD,
         seed=0,
-        mixup=0.0,
         accumulation_steps=accumulation_steps,
         ema=None,
-        teacher=teacher,
-        two_heads=distilled,
     )
     zero = jnp.zeros((), jnp.int32)
     state = TrainState(zero, params, tx.init(params), None, zero)

@@ -17,10 +17,10 @@ from scipy import special
 import vit_jax
 from tests import cli
 from tests.test_steps import CLASSES, MEAN, STD, linear, make_batch, make_state
-from vit_jax import config, losses, steps
+from vit_jax import config, objectives, steps
 from vit_jax.data import class_counts
 from vit_jax.errors import UserError
-from vit_jax.mixing import Mixing
+from vit_jax.objectives import Classification, Mixing, losses
 from vit_jax.planning import planner
 from vit_jax.run import Run
 
@@ -31,19 +31,21 @@ SMOOTHING = 0.1
 def step_of(name: str = "softmax_xent", mixup: float = 0.0, parts: int = 1) -> Any:
     return jax.jit(
         steps.make_train_step(
-            linear,
+            Classification(
+                apply=linear,
+                loss=losses.make(
+                    name=name,  # type: ignore[arg-type]
+                    label_smoothing=SMOOTHING,
+                    class_weights=WEIGHTS,
+                ),
+                mixing=Mixing(mixup=mixup),
+                num_classes=CLASSES,
+                mean=MEAN,
+                std=STD,
+            ),
             optax.sgd(0.5),
             lambda s: 0.5 + 0 * s,
-            loss=losses.make(
-                name=name,  # type: ignore[arg-type]
-                label_smoothing=SMOOTHING,
-                class_weights=WEIGHTS,
-            ),
-            num_classes=CLASSES,
-            mean=MEAN,
-            std=STD,
             seed=0,
-            mixup=mixup,
             accumulation_steps=parts,
             ema=None,
         )
@@ -134,7 +136,7 @@ def test_loss_and_gradient_equal_torch(kind: str, parts: int) -> None:
         target = np.asarray(losses.to_targets(jnp.asarray(batch["label"]), CLASSES))
     if kind == "mixup":
         key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), 0)
-        images = steps.normalize(batch["image"], jnp.array(MEAN), jnp.array(STD))
+        images = objectives.normalize(batch["image"], jnp.array(MEAN), jnp.array(STD))
         mixed, target = Mixing(mixup=0.8)(
             jax.random.split(key)[0], images, jnp.asarray(target), batch["mask"]
         )

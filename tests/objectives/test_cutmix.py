@@ -13,9 +13,9 @@ import scipy.stats
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests import cli
-from vit_jax import config, mixing
+from vit_jax import config
 from vit_jax.errors import UserError
-from vit_jax.mixing import Mixing
+from vit_jax.objectives import Mixing, mixing
 
 B, H, W, K = 8, 20, 12, 5
 RNG = np.random.default_rng(0)
