@@ -231,7 +231,11 @@ def test_launcher_imports_no_training_code(path: Path):
     [
         ("schedules", "from vit_jax import training", "training, which is not below"),
         ("schedules", "import vit_jax.training", "training, which is not below"),
-        ("schedules", "def f():\n  from vit_jax.optim import make", "optim.make, which"),
+        (
+            "schedules",
+            "def f():\n  from vit_jax.optim import make",
+            "optim.make, which",
+        ),
         ("schedules", "from . import optim", "vit_jax.optim, which is not below"),
         ("steps", "from vit_jax.metrics import Writer", "metrics.Writer, which is not"),
         ("state", "from vit_jax import steps", "steps, which is not below"),

@@ -125,15 +125,6 @@ class Program:
         self.tx, self.schedule = optimizers.make(shapes, total_steps, **optim)
         frozen_by = ("lr_multipliers", "train_only")
         freezing = {key: optim[key] for key in frozen_by if key in optim}
-        self.initialize = state.make_initializer(
-            plain, self.tx, data.image_shape, ema=ema is not None, seed=seed
-        )
-        self.abstract_state = state.abstract_state(
-            self.initialize, self.mesh, zero1=self.layout.zero1
-        )
-        self.abstract_batch = steps.abstract_batch(
-            self.mesh, batch_size, data.image_shape, label_classes=data.label_classes
-        )
         train_loss = losses.make(**loss)
         weights = train_loss.class_weights
         if weights is not None and len(weights) != num_classes:
@@ -160,6 +151,20 @@ class Program:
             self.objective = Distilled(
                 labels=labels, teacher=teacher, two_heads=two_heads
             )
+        self.initialize = state.make_initializer(
+            plain,
+            self.tx,
+            data.image_shape,
+            ema=ema is not None,
+            seed=seed,
+            of_objective=self.objective.init,
+        )
+        self.abstract_state = state.abstract_state(
+            self.initialize, self.mesh, zero1=self.layout.zero1
+        )
+        self.abstract_batch = steps.abstract_batch(
+            self.mesh, batch_size, data.image_shape, label_classes=data.label_classes
+        )
         self.train_step = steps.make_train_step(
             self.objective,
             self.tx,

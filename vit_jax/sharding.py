@@ -137,6 +137,8 @@ def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Partiti
     )
     if preferred is None and re.search(r"(^|/)(v_row|v_col|v)(/|$)", path):
         preferred = _NONE  # Adafactor's factored moments: vectors, not worth a rule
+    if preferred is None and path.startswith("objective/"):
+        preferred = _NONE  # of an objective, what is no copy of parameters
     if preferred is None:
         raise LookupError(f"no sharding rule matches {path}: add one to RULES")
     axes: list[str | None] = [None] * len(shape)
@@ -168,7 +170,7 @@ def state_shardings(mesh: Mesh, abstract_state: Any, *, zero1: bool = False) -> 
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name, sizes = path_name(path), dict(mesh.shape)
-        if zero1 and name.startswith(("params/", "ema_params/")):
+        if zero1 and name.startswith(("params/", "ema_params/", "objective/")):
             sizes["fsdp"] = 1
         return NamedSharding(mesh, spec(name, leaf.shape, sizes))
 

@@ -3,6 +3,7 @@
 There is no random state in it. Every random number is a function of (seed, step).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -25,6 +26,7 @@ class TrainState:
       opt_state: of the optax chain.
       ema_params: exponential moving average of `params`, or None where it is off.
       bad_examples: int32, examples left out so far because they could not be read.
+      objective: what the objective carries from step to step, or None.
     """
 
     step: jax.Array
@@ -32,6 +34,7 @@ class TrainState:
     opt_state: optax.OptState
     ema_params: Params | None
     bad_examples: jax.Array
+    objective: Any = None
 
     @property
     def best_params(self) -> Params:
@@ -52,10 +55,19 @@ def make_initializer(
     *,
     ema: bool,
     seed: int,
+    of_objective: Callable[[Params], Any] = lambda params: None,
 ) -> Any:
     """A function without arguments that computes the state at step 0.
 
     With jax's partitionable threefry keys it computes the same bits on every mesh.
+
+    Args:
+      model: the Linen module.
+      tx: the optimiser.
+      image_shape: (h, w, c).
+      ema: whether the parameters are averaged.
+      seed: of the parameters.
+      of_objective: what the objective carries, from the parameters.
     """
 
     def initialize() -> TrainState:
@@ -67,6 +79,7 @@ def make_initializer(
             opt_state=tx.init(params),
             ema_params=jax.tree.map(jnp.copy, params) if ema else None,
             bad_examples=jnp.zeros((), jnp.int32),
+            objective=of_objective(params),
         )
 
     return initialize

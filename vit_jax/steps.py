@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from vit_jax import compiler, sharding
-from vit_jax.objectives import Batch, Objective
+from vit_jax.objectives import Batch, Given, Objective
 from vit_jax.objectives.base import Scalars
 from vit_jax.state import Params, TrainState, shardings_of
 
@@ -56,17 +56,17 @@ def make_train_step(
         prepare_key, loss_key = jax.random.split(key)
         whole, total = objective.prepare(batch, prepare_key)
         total = jnp.maximum(total, 1)  # of a batch that has no example
+        given = Given(constants, state.objective)
 
         def loss_fn(
             params: Params, part: Batch, key: jax.Array
         ) -> tuple[jax.Array, Scalars]:
             params = without_gradient(params, frozen)
-            losses, logged = objective.losses(params, part, key, constants)
+            losses, values = objective.losses(params, part, key, given)
             with jax.named_scope("loss"):
-                value = masked_sum(losses, part["mask"]) / total  # of the whole batch
-                return value, {
-                    k: masked_sum(x, part["mask"]) for k, x in logged.items()
-                }
+                mask = part["mask"]
+                value = masked_sum(losses, mask) / total  # of the whole batch
+                return value, {name: masked_sum(x, mask) for name, x in values.items()}
 
         (value, sums), grads = accumulate(
             jax.value_and_grad(loss_fn, has_aux=True),
@@ -89,10 +89,11 @@ def make_train_step(
             opt_state=opt_state,
             ema_params=average(state.ema_params, params, state.step, decay=ema),
             bad_examples=state.bad_examples + (mask.size - examples),
+            objective=objective.update(state.objective, params, sums, state.step),
         )
         return new_state, {
             "loss": value,
-            **{name: x / total for name, x in sums.items()},
+            **{name: x / total for name, x in sums.items() if x.ndim == 0},
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "grad_norm": optax.tree.norm(grads),
             "update_norm": update_norm,
@@ -105,10 +106,15 @@ def make_train_step(
 
 
 def masked_sum(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """The sum of the rows [b] with a true mask; Booleans are counted in int32."""
+    """The sum of the rows [b, ...] with a true mask [b]; Booleans are counted in int32.
+
+    >>> masked_sum(jnp.array([True, True, False]), jnp.array([True, False, True]))
+    Array(1, dtype=int32)
+    """
+    mask = mask.reshape(mask.shape + (1,) * (values.ndim - 1))
     if values.dtype == jnp.bool_:
-        return jnp.sum(values & mask, dtype=jnp.int32)
-    return jnp.sum(jnp.where(mask, values, 0.0))
+        return jnp.sum(values & mask, axis=0, dtype=jnp.int32)
+    return jnp.sum(jnp.where(mask, values, 0.0), axis=0)
 
 
 def read_again(params: Params) -> Params:

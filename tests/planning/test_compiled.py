@@ -40,7 +40,7 @@ def request(config: dict[str, Any], *, fast: bool) -> compilation.Request:
     shape = planner.Shape.of(config)
     program = shape.program(config)
     return compilation.Request(
-        topology=V5E, data=shape.data, program=program, fast=fast
+        topology=V5E, data=shape.data, program=program, teacher=None, fast=fast
     )
 
 

@@ -124,23 +124,34 @@ def match_state(where: object, stored: Shapes, wanted: Shapes) -> list[str]:
         refuse_differences(where, both, average)
     if only("ema_params", stored) and not average:
         notes.append("the average of the parameters ends here: config.ema is none")
-    needed, there = only("rest", wanted), only("rest", stored)
-    refuse_differences(
-        where,
-        {name: shape for name, shape in there.items() if name in needed},
-        needed,
-        kind="optimiser",
-        most=4,
-        advice="use the optimiser that it was made with, or start a run from these "
-        f"weights: --workdir=ANOTHER --config.init_from={where}",
-    )
-    if unused := there.keys() - needed.keys():
-        arrays = "array" if len(unused) == 1 else "arrays"
-        notes.append(
-            f"{len(unused)} {arrays} of the optimiser's state that this config does "
-            f"not use: left out ({', '.join(_groups(unused))})"
+    for kind in ("objective", "optimiser"):
+        needed, there = (_of(kind, only("rest", x)) for x in (wanted, stored))
+        refuse_differences(
+            where,
+            {name: shape for name, shape in there.items() if name in needed},
+            needed,
+            kind=kind,
+            most=4,
+            advice=f"use the {kind} that it was made with, or start a run from these "
+            f"weights: --workdir=ANOTHER --config.init_from={where}",
         )
+        if unused := there.keys() - needed.keys():
+            arrays = "array" if len(unused) == 1 else "arrays"
+            notes.append(
+                f"{len(unused)} {arrays} of the {kind}'s state that this config does "
+                f"not use: left out ({', '.join(_groups(unused))})"
+            )
     return notes
+
+
+def _of(kind: str, rest: Shapes) -> Shapes:
+    """Those of the objective, or else of all the rest."""
+    is_objectives = kind == "objective"
+    return {
+        name: shape
+        for name, shape in rest.items()
+        if name.startswith("rest/objective/") == is_objectives
+    }
 
 
 def only(item: str, shapes: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,14 @@
 """What a run learns; one module an objective. See `base.Objective`."""
 
-from vit_jax.objectives.base import Batch, Losses, Objective, Prepared, normalize
+from vit_jax.objectives.base import (
+    Batch,
+    Given,
+    Losses,
+    Objective,
+    Prepared,
+    Stateless,
+    normalize,
+)
 from vit_jax.objectives.classification import Classification
 from vit_jax.objectives.distillation import Distillation, Distilled, Teacher
 from vit_jax.objectives.mixing import Mixing
@@ -10,10 +18,12 @@ __all__ = [
     "Classification",
     "Distillation",
     "Distilled",
+    "Given",
     "Losses",
     "Mixing",
     "Objective",
     "Prepared",
+    "Stateless",
     "Teacher",
     "normalize",
 ]

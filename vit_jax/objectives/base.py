@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 Batch = Mapping[str, jax.Array]
 Params = Any
+State = Any  # a tree of arrays, or None
 Scalars = dict[str, jax.Array]
 
 
@@ -36,25 +37,58 @@ class Losses(NamedTuple):
 
     Attributes:
       loss: float32 [b]; rows that the mask leaves out are not read.
-      logged: by name, values [b] whose share or mean the log shows: their sum over the
-        whole batch, divided by `Prepared.total`. Rows that the mask leaves out are not
-        read. Booleans are counted exactly.
+      values: by name, arrays [b, ...] that are summed over the whole batch, for
+        `Objective.update`; rows that the mask leaves out are not read, and Booleans are
+        counted exactly. The log shows those of [b], divided by `Prepared.total`.
     """
 
     loss: jax.Array
-    logged: dict[str, jax.Array]
+    values: dict[str, jax.Array]
+
+
+class Given(NamedTuple):
+    """What losses read besides the parameters, on the devices.
+
+    Attributes:
+      constants: of the objective.
+      state: of the objective, as it was after the step before.
+    """
+
+    constants: Params
+    state: State
 
 
 class Objective(Protocol):
     """What a run learns.
 
     Attributes:
-      constants: trees of arrays that the losses read and that nothing trains, such as
+      constants: trees of arrays that the losses read and that nothing changes, such as
         the parameters of a teacher; on the host. None if there are none.
     """
 
     @property
     def constants(self) -> Params: ...
+
+    def init(self, params: Params) -> State:
+        """What is carried from step to step besides the parameters, at step 0.
+
+        Such as a teacher that is an average of the parameters. It is saved with them,
+        and laid out over the mesh by the same rules. None if there is nothing.
+        """
+        ...
+
+    def update(
+        self, state: State, params: Params, sums: dict[str, jax.Array], step: jax.Array
+    ) -> State:
+        """The state after a step.
+
+        Args:
+          state: before it.
+          params: after it.
+          sums: of `Losses.values`, over the whole batch.
+          step: its number, from 0.
+        """
+        ...
 
     def prepare(self, batch: Batch, key: jax.Array) -> Prepared:
         """Once for a global batch, without the parameters: normalises, mixes, masks.
@@ -66,17 +100,33 @@ class Objective(Protocol):
         ...
 
     def losses(
-        self, params: Params, batch: Batch, key: jax.Array, constants: Params
+        self, params: Params, batch: Batch, key: jax.Array, given: Given
     ) -> Losses:
-        """The losses of a micro-batch, which differ by an example alone.
+        """The losses of a micro-batch: each depends on its own example alone.
 
         Args:
           params: what is trained.
           batch: rows of `Prepared.batch`.
           key: of this micro-batch.
-          constants: the attribute, on the devices.
+          given: what else is read, and gets no gradient.
         """
         ...
+
+
+class Stateless:
+    """For objectives that carry nothing from step to step, and have no constants."""
+
+    @property
+    def constants(self) -> Params:
+        return None
+
+    def init(self, params: Params) -> State:
+        return None
+
+    def update(
+        self, state: State, params: Params, sums: dict[str, jax.Array], step: jax.Array
+    ) -> State:
+        return None
 
 
 def normalize(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:

@@ -10,13 +10,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vit_jax.objectives.base import Batch, Losses, Params, Prepared, normalize
+from vit_jax.objectives.base import (
+    Batch,
+    Given,
+    Losses,
+    Params,
+    Prepared,
+    Stateless,
+    normalize,
+)
 from vit_jax.objectives.losses import Loss
 from vit_jax.objectives.mixing import Mixing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Classification:
+class Classification(Stateless):
     """Learns labels, class numbers [b] or vectors [b, k].
 
     The loss of a step is the mean over its examples (by weight, see
@@ -39,10 +47,6 @@ class Classification:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    @property
-    def constants(self) -> Params:
-        return None
-
     def prepare(self, batch: Batch, key: jax.Array) -> Prepared:
         """Normalised images, targets [b, k], and what each loss is multiplied by."""
         mask, labels = batch["mask"], batch["label"]
@@ -60,7 +64,7 @@ class Classification:
         return Prepared(whole, examples)
 
     def losses(
-        self, params: Params, batch: Batch, key: jax.Array, constants: Params
+        self, params: Params, batch: Batch, key: jax.Array, given: Given
     ) -> Losses:
         logits = self.outputs(params, batch, key)
         with jax.named_scope("loss"):

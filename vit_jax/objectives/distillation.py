@@ -15,7 +15,14 @@ import jax.numpy as jnp
 
 from vit_jax.errors import UserError
 from vit_jax.objectives import losses
-from vit_jax.objectives.base import Batch, Losses, Params, Prepared
+from vit_jax.objectives.base import (
+    Batch,
+    Given,
+    Losses,
+    Params,
+    Prepared,
+    Stateless,
+)
 from vit_jax.objectives.classification import Classification
 
 
@@ -85,7 +92,7 @@ class Teacher:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Distilled:
+class Distilled(Stateless):
     """Learns labels, and what a teacher says of the same images, mixed as they are.
 
     Attributes:
@@ -106,7 +113,7 @@ class Distilled:
         return self.labels.prepare(batch, key)
 
     def losses(
-        self, params: Params, batch: Batch, key: jax.Array, constants: Params
+        self, params: Params, batch: Batch, key: jax.Array, given: Given
     ) -> Losses:
         if self.two_heads:
             names = "head", "head_dist"
@@ -117,8 +124,8 @@ class Distilled:
         distillation = self.teacher.distillation
         with jax.named_scope("loss"):
             mean, std = jnp.array(self.labels.mean), jnp.array(self.labels.std)
-            said = self.teacher.logits(constants, batch["image"] * std + mean)
-            own, logged = self.labels.of_logits(logits, batch)
+            said = self.teacher.logits(given.constants, batch["image"] * std + mean)
+            own, values = self.labels.of_logits(logits, batch)
             weight = distillation.weight
             loss = (1.0 - weight) * own + weight * distillation(taught, said)
-        return Losses(loss, logged)
+        return Losses(loss, values)

@@ -20,6 +20,7 @@ from vit_jax.data.shapes import DataShape
 from vit_jax.errors import UserError
 from vit_jax.planning import collectives, memory, step_time, topologies
 from vit_jax.planning.hlo import Module
+from vit_jax.planning.teachers import Described
 from vit_jax.planning.topologies import Topology
 
 # Of `Program`; what else a config says does not change the step.
@@ -49,12 +50,14 @@ class Request:
       topology: to compile for.
       data: the shape of the training data.
       program: the keyword arguments of `vit_jax.program.Program`.
+      teacher: of the config, if it has one.
       fast: stop before code is generated: memory and collectives, but no times.
     """
 
     topology: Topology
     data: DataShape
     program: dict[str, Any]
+    teacher: Described | None
     fast: bool
 
 
@@ -85,6 +88,7 @@ def run(request: Request, cache: Path) -> dict[str, Any]:
             "topology": (topology.version, topology.shape, topology.slices),
             "data": dataclasses.asdict(request.data),
             "program": request.program,
+            "teacher": request.teacher and dataclasses.asdict(request.teacher),
             "flags": [_FORMAT],
             "cache": str(cache),
             "ends": ends,

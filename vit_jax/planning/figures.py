@@ -85,13 +85,6 @@ def assemble(
     }
 
 
-def of_teacher(config: dict[str, Any]) -> list[str]:
-    """A line on the teacher, if there is one: it is not read, so not planned."""
-    if config["distill"]["teacher"] is None:
-        return []
-    return ["The teacher of config.distill: its parameters and its forward pass"]
-
-
 def uncounted(loops: list[str]) -> list[str]:
     """A line on loops that count as one iteration, if there are any."""
     if not loops:

@@ -8,7 +8,7 @@ from typing import Any
 from vit_jax.checks import head_width, resolve_steps
 from vit_jax.data.shapes import DataShape
 from vit_jax.errors import UserError
-from vit_jax.planning import compilation, data_shapes, figures, search
+from vit_jax.planning import compilation, data_shapes, figures, search, teachers
 from vit_jax.planning.topologies import Topology
 
 
@@ -20,18 +20,21 @@ class Shape:
       data: the shape of its training data.
       num_classes: of the head.
       total_steps: of the run.
+      teacher: of its `distill` section, if there is one.
     """
 
     data: DataShape
     num_classes: int
     total_steps: int
+    teacher: teachers.Described | None = None
 
     @classmethod
     def of(cls, config: dict[str, Any], num_examples: int | None = None) -> "Shape":
         """The shape of a complete config.
 
         Raises:
-          UserError: if the number of steps or of classes cannot be known.
+          UserError: if the number of steps or of classes cannot be known, or if the
+            teacher cannot be read.
         """
         data = data_shapes.of_config(config["data"], num_examples)
         if config["total_epochs"] is not None and data.num_examples is None:
@@ -47,7 +50,8 @@ class Shape:
             config["batch_size"],
         )
         classes = head_width(config["model"]["num_classes"], data.num_classes)
-        return cls(data=data, num_classes=classes, total_steps=steps)
+        teacher = teachers.describe(config, classes)
+        return cls(data=data, num_classes=classes, total_steps=steps, teacher=teacher)
 
     def program(self, config: dict[str, Any]) -> dict[str, Any]:
         """The keyword arguments of `vit_jax.program.Program`."""
@@ -84,6 +88,7 @@ class Planner:
             topology=self.topology,
             data=self.shape.data,
             program=self.shape.program(config),
+            teacher=self.shape.teacher,
             fast=fast,
         )
         return compilation.run(request, self.cache)
@@ -102,9 +107,7 @@ class Planner:
             total_steps=self.shape.total_steps,
             price=self.price,
         )
-        plan = figures.assemble(self.topology, run, compiled, command)
-        plan["not_modelled"] += figures.of_teacher(config)
-        return plan
+        return figures.assemble(self.topology, run, compiled, command)
 
     def plan(
         self, config: dict[str, Any], *, fast: bool, command: list[str]

@@ -24,6 +24,7 @@ from vit_jax import compiler, sharding, steps
 from vit_jax.data.shapes import DataShape
 from vit_jax.errors import UserError
 from vit_jax.planning import flops, topologies
+from vit_jax.planning.teachers import Described
 from vit_jax.program import Program
 
 
@@ -33,7 +34,10 @@ def main(directory: Path) -> None:
     request = with_tuples(json.loads((directory / "request.json").read_text()))
     topology = topologies.Topology(*request["topology"])
     devices = topologies.devices(topology)
-    program = Program(DataShape(**request["data"]), devices, **request["program"])
+    data, teacher = DataShape(**request["data"]), None
+    if request["teacher"] is not None:
+        teacher = Described(**request["teacher"]).build(data.image_shape)
+    program = Program(data, devices, teacher, **request["program"])
     traced = program.trace_train_step()
     lowered = traced.lower()
     key = cache_key(lowered, topology, devices[0], request["flags"])
