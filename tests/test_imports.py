@@ -2,7 +2,7 @@
 
 main -> api -> {config, training} -> evaluators
      -> {state, steps, data, checkpoints, metrics}
-     -> {models, optim, sharding, losses, ...} -> errors
+     -> objectives -> {models, optim, sharding, ...} -> errors
 """
 
 import ast
