@@ -12,6 +12,8 @@ import re
 
 from vit_jax.errors import UserError, did_you_mean
 
+MOST_SLICES = 1024
+
 # v5e and v6e: these slices of a 16x16 torus and no others.
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 # v4 and v5p: these below a cube of 64 chips, and above it sides that 4 divides.
@@ -54,6 +56,16 @@ class Slice:
     @property
     def hosts(self) -> int:
         return chips(self.topology) // self.chips_per_host
+
+
+def check_slices(slices: int) -> None:
+    """Refuses a number of slices that nobody has.
+
+    Raises:
+      UserError: for one outside 1..MOST_SLICES.
+    """
+    if not 1 <= slices <= MOST_SLICES:
+        raise UserError(f"--slices={slices}: it should be 1 to {MOST_SLICES:,}")
 
 
 def chips(topology: str) -> int:

@@ -111,8 +111,7 @@ def request_of(flags: argparse.Namespace) -> Request:
             f'--name="{flags.name}": small letters, digits and "-", beginning with a '
             "letter"
         )
-    if flags.slices < 1:
-        raise UserError(f"--slices={flags.slices}: at least 1")
+    accelerators.check_slices(flags.slices)
     tpu = accelerators.of_accelerator_type(flags.accelerator_type)
     return Request(
         name=flags.name,

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 
 from vit_jax.errors import UserError
+from vit_jax.limits import is_number
 
 FLAGS = ("--coordinator_address", "--num_processes", "--process_id")
 _FIND_SECONDS = 300  # for a host name that is not known yet
@@ -48,7 +49,7 @@ def find(
         missing = " and ".join(name for name, value in given if value is None)
         raise UserError(f"{', '.join(FLAGS)} go together: {missing} is not given")
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+    if not host or not is_number(port) or not 0 < int(port) < 2**16:
         raise UserError(
             f"--coordinator_address={coordinator} should be HOST:PORT of process 0, "
             "such as 10.0.0.1:8476"

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from vit_jax import errors, flags
+from vit_jax.limits import is_number
 
 # Files of one JSON value, and what it is.
 _VALUES = {"config.json": dict, "labels.json": list}
@@ -147,7 +148,7 @@ def check_lines(text: str) -> None:
 def left_over(workdir: Any) -> Iterator[str]:
     """What is there besides, which harms nothing."""
     for path in sorted((workdir / "checkpoints").iterdir()):
-        if not path.name.isdigit() or not path.is_dir():
+        if not is_number(path.name) or not path.is_dir():
             yield f"note      {path}: no checkpoint; an interrupted save leaves such"
     aside = workdir / "broken_checkpoints"
     for path in sorted(aside.iterdir()) if aside.is_dir() else ():

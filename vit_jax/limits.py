@@ -54,6 +54,17 @@ TRIALS = 100_000
 LINE = 2**24
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is a whole number of at most 18 digits, which `int` takes.
+
+    `str.isdigit` is true of superscripts too, and `int` refuses some thousand digits.
+
+    >>> [is_number(x) for x in ("070", "\N{SUPERSCRIPT TWO}", "-1", "")]
+    [True, False, False, False]
+    """
+    return text.isascii() and text.isdecimal() and len(text) <= 18
+
+
 def check_regular(path: str | os.PathLike[str]) -> None:
     """Refuses a pipe or a device, of which there may be no end.
 

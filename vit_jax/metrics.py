@@ -19,6 +19,7 @@ from etils import epath
 from vit_jax import console
 from vit_jax.errors import UserError
 from vit_jax.jsonlines import JsonLines, Scalar, as_number, user_errors
+from vit_jax.limits import is_number
 from vit_jax.tensorboard import EventWriter
 
 
@@ -286,7 +287,7 @@ def by_number(name: str) -> list[tuple[bool, int, str]]:
     ['1shot', '5shot', '10shot', 'accuracy']
     """
     parts = re.findall(r"\d+|\D+", name)
-    numbers = [int(part) if part.isdecimal() else None for part in parts]
+    numbers = [int(part) if is_number(part) else None for part in parts]
     return [(n is None, n or 0, part) for n, part in zip(numbers, parts, strict=True)]
 
 

@@ -524,3 +524,10 @@ def test_links_in_a_circle_end(saved: Saved, workdir: Path) -> None:
     for name in ("one", "two"):
         (newest / name).symlink_to(newest)
     assert saved.restore(workdir)[0] == BEFORE
+
+
+def test_a_directory_whose_name_is_no_number(saved: Saved, workdir: Path) -> None:
+    """`str.isdigit` says of it that it is one."""
+    (workdir / "checkpoints" / "\N{SUPERSCRIPT TWO}").mkdir()
+    assert checkpoints.choose(epath.Path(workdir)).name == str(NEWEST)
+    assert saved.restore(workdir)[0] == NEWEST

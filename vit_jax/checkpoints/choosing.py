@@ -17,6 +17,7 @@ from vit_jax.checkpoints.reading import (
     read_position,
 )
 from vit_jax.errors import UserError
+from vit_jax.limits import is_number
 
 
 def is_run(path: epath.Path) -> bool:
@@ -27,7 +28,7 @@ def is_run(path: epath.Path) -> bool:
 
 def is_step(path: epath.Path) -> bool:
     """Whether a path is one of a checkpoint, be it whole or not."""
-    return path.name.isdigit() and path.parent.name == "checkpoints"
+    return is_number(path.name) and path.parent.name == "checkpoints"
 
 
 def choose(path: epath.Path, step: int | None = None) -> epath.Path:
@@ -43,7 +44,7 @@ def choose(path: epath.Path, step: int | None = None) -> epath.Path:
     Raises:
       UserError: if there is none, or none that is whole.
     """
-    if is_step(path) or (path.name.isdigit() and (path / "params").exists()):
+    if is_step(path) or (is_number(path.name) and (path / "params").exists()):
         return _only_whole([path], path)
     steps = committed_steps(path / "checkpoints")
     if not steps or (step is not None and step not in steps):

@@ -29,6 +29,7 @@ from vit_jax.checkpoints.matching import (
     wanted_shapes,
 )
 from vit_jax.errors import UserError
+from vit_jax.limits import is_number
 from vit_jax.sharding import path_name
 from vit_jax.state import Params, TrainState
 
@@ -148,7 +149,7 @@ def committed_steps(directory: epath.Path) -> list[int]:
     if not directory.is_dir():
         return []
     is_whole = ocp.path.step.is_path_finalized  # object stores have no atomic rename
-    names = (p for p in directory.iterdir() if p.name.isdigit() and p.is_dir())
+    names = (p for p in directory.iterdir() if is_number(p.name) and p.is_dir())
     return sorted(int(p.name) for p in names if is_whole(p))
 
 

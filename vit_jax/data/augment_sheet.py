@@ -160,6 +160,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise errors.UserError(f"IMAGE, a picture, is needed:\n\n{__doc__}")
     if not 0 <= args.seed < 2**63:
         raise errors.UserError(f"--seed={args.seed}: expected 0 or more, below 2**63.")
+    if not args.output.name:
+        raise errors.UserError(f"--output={args.output}: expected a file, as sheet.png")
     return args
 
 

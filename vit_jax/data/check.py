@@ -29,6 +29,7 @@ from vit_jax import errors, flags, progress
 from vit_jax.data import Dataset, contact_sheet, examine, remarks, sections, splits
 from vit_jax.data.prepare import reports, shards
 from vit_jax.data.prepare.run import MANIFEST
+from vit_jax.limits import is_number
 from vit_jax.planning import data_shapes
 
 _SHOWN = 24  # images of each split in the picture
@@ -52,9 +53,14 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     args = parser.parse(rest)
     if args.config is None:
         raise errors.UserError(f"--config is needed:\n\n{__doc__}")
-    if args.sample != "all" and not (args.sample.isdecimal() and int(args.sample)):
-        raise errors.UserError(f'--sample={args.sample}: expected 1 or more, or "all"')
-    args.sample = None if args.sample == "all" else int(args.sample)
+    if args.sample == "all":
+        args.sample = None
+    elif is_number(args.sample) and int(args.sample):
+        args.sample = int(args.sample)
+    else:
+        raise errors.UserError(
+            f'--sample={args.sample[:30]}: expected 1 or more, or "all"'
+        )
     return args, overrides
 
 

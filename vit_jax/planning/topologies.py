@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vit_jax.errors import UserError
+from vit_jax.limits import is_number
 
 GIB = 2**30
 MAX_CHIPS = 1024
@@ -251,7 +252,7 @@ def nearest(shape: str, valid: Sequence[str], most: int = 3) -> list[str]:
     """
 
     def chips(text: str) -> float:
-        numbers = [int(n) for n in text.split("x") if n.isdigit() and int(n)]
+        numbers = [int(n) for n in text.split("x") if is_number(n) and int(n)]
         return math.log(math.prod(numbers))
 
     target = chips(shape)
