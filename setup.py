@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 INSTALL_REQUIRES = [
     "absl-py>=2.1.0",
     "clu>=0.0.12",
-    "etils[epath]>=1.12.0",
+    "etils[epath]>=1.13.0",
     "flax>=0.12.8",
     "grain>=0.2.16",
     # TFDS imports it when it prepares a dataset; undeclared there.

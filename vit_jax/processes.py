@@ -37,7 +37,12 @@ class Identity:
 
 def own() -> Identity:
     """The calling process."""
-    return Identity(_machine(), os.getpid(), _status(os.getpid())[1])
+    return identity(os.getpid())
+
+
+def identity(pid: int) -> Identity:
+    """A process of this machine that runs now."""
+    return Identity(_machine(), pid, _status(pid)[1])
 
 
 def state(process: Identity) -> State:
