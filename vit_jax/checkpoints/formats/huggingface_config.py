@@ -91,8 +91,14 @@ _CLASSES: dict[str, tuple[str, ...]] = {
     "siglip": ("SiglipVisionModel", "SiglipForImageClassification"),
 }
 
-
-ARCHITECTURES = tuple(sorted({name for pair in _CLASSES.values() for name in pair}))
+# That are read, and written as another one.
+_READ = (
+    *("IJepaModel", "IJepaForImageClassification"),
+    *("ViTMSNModel", "ViTMSNForImageClassification"),
+)
+ARCHITECTURES = tuple(
+    sorted({*_READ, *(name for pair in _CLASSES.values() for name in pair)})
+)
 
 
 # What `transformers` takes where a config.json, or a vision_config in it, says nothing.
