@@ -32,9 +32,20 @@ def start(
     group: bool = False,
     module: str = "vit_jax.main",
     stdout: int | IO[str] = subprocess.PIPE,
+    optimised: bool = False,
 ) -> subprocess.Popen[str]:
-    """Starts `python -m vit_jax.main`; with `group`, in a process group of its own."""
-    flags = f"{DEVICES.format(devices)} {FAST_COMPILER}"
+    """Starts `python -m vit_jax.main`.
+
+    Args:
+      *args: of the command line.
+      root: the checkout.
+      devices: of the process.
+      group: in a process group of its own.
+      module: instead of `vit_jax.main`.
+      stdout: where both streams go.
+      optimised: for runs of thousands of steps, see `FAST_COMPILER`.
+    """
+    flags = DEVICES.format(devices) + ("" if optimised else f" {FAST_COMPILER}")
     return subprocess.Popen(
         [sys.executable, "-m", module, *args],
         cwd=root,
@@ -52,9 +63,12 @@ def run(
     root: Path = ROOT,
     devices: int = 1,
     module: str = "vit_jax.main",
+    optimised: bool = False,
 ) -> str:
     """Runs to the end; returns stdout and stderr. Fails on another exit code."""
-    process = start(*args, root=root, devices=devices, module=module)
+    process = start(
+        *args, root=root, devices=devices, module=module, optimised=optimised
+    )
     output, _ = process.communicate(timeout=1150)
     if expect is not None:
         assert process.returncode == expect, output

@@ -23,6 +23,7 @@ def test_quickstart_beats_a_random_forest(tmp_path: Path) -> None:
             "--config=configs/quickstart.py",
             f"--workdir={tmp_path}/{seed}",
             f"--config.seed={seed}",
+            optimised=True,
         )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         user, system = (

@@ -26,7 +26,11 @@ def walk(folder: Path, *, skip: str | None) -> list[str]:
         for language, text in BLOCKS
         if skip is None or skip not in text
     ]
-    return list(readme.run(found, sys.executable, folder, PYTHONPATH=str(cli.ROOT)))
+    return list(
+        readme.run(
+            found, sys.executable, folder, PYTHONPATH=str(cli.ROOT), XLA_FLAGS=""
+        )
+    )
 
 
 def last_accuracy(workdir: Path) -> float:

@@ -1,5 +1,6 @@
 """A directory of checkpoints that is moved away in mid-run is told at once."""
 
+import logging
 import time
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from tests import cli
 from vit_jax.checkpoints import Checkpoints
+from vit_jax.checkpoints.disk import tell_once
 from vit_jax.observer import Observer
 
 ARGS = (
@@ -67,3 +69,17 @@ def test_of_one_of_two_processes(tmp_path: Path) -> None:
     assert codes == [2, 76], outputs
     assert "was moved, removed or replaced" in outputs[0]
     assert not any("Traceback" in output for output in outputs)
+
+
+def test_what_python_says_of_the_same_error_is_left_out() -> None:
+    """Of each array that was under way it logs a traceback, after the message."""
+    tell_once()
+    asyncio = logging.getLogger("asyncio")
+    path = "/a/checkpoints/28.orbax-checkpoint-tmp/rest"
+    told = {
+        f'NOT_FOUND: Error writing "step/0" in OCDBT database at local file {path}': 0,
+        "Task was destroyed but it is pending!": 1,
+    }
+    for text, expected in told.items():
+        record = asyncio.makeRecord("asyncio", logging.ERROR, "", 0, text, (), None)
+        assert bool(asyncio.filter(record)) == expected

@@ -18,6 +18,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 # How Python's errors end that a thread of a failed save meets when the process ends.
 _AFTER = ("after shutdown", "after interpreter shutdown", "Event loop is closed")
 _FILES = 64  # of a small checkpoint, about
+_UNDER_WAY = ".orbax-checkpoint-tmp"  # in the names of directories
 _ORBAX = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
 _WHOLE = "The ones before it are whole: "
 
@@ -142,6 +143,9 @@ class _ToldOnce(logging.Filter):
             return False
         errors = [record.exc_info[1]] if record.exc_info else []
         errors.append(ValueError(record.getMessage()))
+        # What it could not write or read again, whatever the reason.
+        if record.name == "asyncio" and any(_UNDER_WAY in str(e) for e in errors):
+            return False
         return not any(
             error is not None and (error_number(error) or str(error).endswith(_AFTER))
             for error in errors
