@@ -14,7 +14,6 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -98,7 +97,6 @@ def test_a_difference_is_told() -> None:
 
 
 def write_losses() -> None:
-    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch) / "runs"
         compare.train_all(cli.ROOT, root, list(recipe.RUNS))

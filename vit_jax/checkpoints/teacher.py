@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -10,6 +11,21 @@ from vit_jax.checkpoints import adapt
 from vit_jax.checkpoints.formats.opened import nest
 from vit_jax.errors import UserError
 from vit_jax.objectives import Distillation, Teacher
+
+
+def model_of(source: adapt.Weights, num_classes: int, dtype: str) -> dict[str, Any]:
+    """The fields of a teacher's model, which nothing trains: its layers in a loop."""
+    return models.looped(dict(source.model)) | {
+        "num_classes": num_classes,
+        "dtype": dtype,
+    }
+
+
+def normalization_of(
+    source: adapt.Weights,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of the images it was trained with; 0.5 where nothing is said."""
+    return source.normalization or ((0.5,) * 3, (0.5,) * 3)
 
 
 def read_teacher(
@@ -64,15 +80,14 @@ def read_teacher(
         )
     by = f"its classes are taken by {found.by}"
     by += f" ({found.why})" if found.why else ""
-    fields = models.looped(dict(source.model))
-    fields |= {"num_classes": classes, "dtype": dtype}
+    fields = model_of(source, classes, dtype)
     source = dataclasses.replace(source, arrays=arrays)
     arrays, said = adapt.adapt(source, fields, image_size, head="keep")
     # Of its classes `by` tells.
     said = [line for line in said if not line.startswith("the head ")] + [by]
     if not arrays["head/kernel"].any():
         said.append("its head is all zeros, so that every class is as likely to it")
-    mean, std = source.normalization or ((0.5,) * 3, (0.5,) * 3)
+    mean, std = normalization_of(source)
     teacher = Teacher(
         distillation=distillation,
         apply=models.create(**fields).apply,

@@ -8,6 +8,7 @@ import numpy as np
 
 from vit_jax import models, state, workdirs
 from vit_jax.checkpoints import adapt
+from vit_jax.checkpoints.teacher import model_of, normalization_of
 from vit_jax.errors import UserError
 from vit_jax.objectives import Distillation, Teacher
 
@@ -64,9 +65,8 @@ def describe(config: dict[str, Any], num_classes: int) -> Described | None:
             f"config.distill.teacher: {error}\nA plan counts the teacher too; to plan "
             "without it: --config.distill.teacher=none"
         ) from error
-    fields = models.looped(dict(source.model))
-    fields |= {"num_classes": num_classes, "dtype": config["model"]["dtype"]}
-    mean, std = source.normalization or ((0.5,) * 3, (0.5,) * 3)
+    fields = model_of(source, num_classes, config["model"]["dtype"])
+    mean, std = normalization_of(source)
     return Described(distillation=section, model=fields, mean=mean, std=std)
 
 
